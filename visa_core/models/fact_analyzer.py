@@ -1,0 +1,268 @@
+"""Fact analyzer: how far two texts entail each other, by any NLI sequence classifier.
+
+Shapes: B pairs, R scored pieces (after splitting and without repeats), T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from visa_core.models.exact_match import exact_match_types
+from visa_core.models.nli_labels import label_order
+from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
+from visa_core.training.checkpoint import atomic_folder
+from visa_core.types import Consistency
+
+Split = Literal["auto", "sentence"]
+Direction = Literal["rewrite_entails_source", "source_entails_rewrite"]
+Pair = tuple[str, str]
+
+SETTINGS_KEY = "visa_nli"
+"""Key of config.json that keeps the settings below beside the model's own."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+
+
+class FactAnalyzerError(ValueError):
+    """A model folder or an input that cannot be scored; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzerSettings:
+    """How pairs are cut and read."""
+
+    split: Split = "auto"
+    """auto: only pairs past the model's limit are cut into premise chunks and hypothesis sentences. sentence: hypotheses are
+    always scored sentence by sentence (SummaC-ZS, Laban et al. 2022), which grades partly kept facts."""
+    direction: Direction = "rewrite_entails_source"
+    """What `fwd` means. The paper's appendix has P(rewrite entails source); a public summary has them the other way round."""
+    max_tokens: int | None = None
+    """Longest pair in tokens; None takes the model's own limit."""
+    exact_match_types: bool = False
+    """Token types carry the exact-match feature; set for the built-in model, meaningless for others."""
+
+    def __post_init__(self) -> None:
+        if self.split not in ("auto", "sentence"):
+            raise ValueError(f'split is "auto" or "sentence", not {self.split!r}')
+        if self.direction not in ("rewrite_entails_source", "source_entails_rewrite"):
+            raise ValueError(
+                f'direction is "rewrite_entails_source" or "source_entails_rewrite", not {self.direction!r}'
+            )
+        if self.max_tokens is not None and self.max_tokens < 8:
+            raise ValueError(f"max_tokens must be at least 8 to hold a pair, not {self.max_tokens}")
+
+
+class FactAnalyzer:
+    """Entailment probabilities and factual consistency of text pairs."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: AnalyzerSettings | None = None,
+        *,
+        folder: str = "this model",
+    ) -> None:
+        self.settings = settings or AnalyzerSettings()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.order = label_order(model.config.id2label, folder)
+        self.limit = self.settings.max_tokens or model_limit(model, tokenizer)
+        self._special = tokenizer.num_special_tokens_to_add(pair=True)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", **overrides: Any
+    ) -> FactAnalyzer:
+        """Load a local folder; `overrides` are fields of AnalyzerSettings that replace those kept in the folder.
+
+        Raises FactAnalyzerError for a folder that holds no classifier or no tokenizer, UnclearLabelsError for unclear labels.
+        """
+        path = Path(folder)
+        _require_files(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if loading["missing_keys"]:
+            raise FactAnalyzerError(
+                f"{path} holds no trained classifier: {', '.join(sorted(loading['missing_keys'])[:3])} are missing. "
+                "Give a sequence-classification model trained for NLI, or train one with: visa train nli"
+            )
+        kept = getattr(model.config, SETTINGS_KEY, None) or {}
+        settings = AnalyzerSettings(**{**kept, **overrides})
+        return cls(model.to(device).float(), tokenizer, settings, folder=str(path))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write safetensors, config.json (with the settings) and tokenizer files aside, then rename into place."""
+        path = Path(folder)
+        setattr(self.model.config, SETTINGS_KEY, dict(vars(self.settings)))
+        with atomic_folder(path) as scratch:
+            self.model.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+        return path
+
+    def predict(
+        self,
+        premises: list[str],
+        hypotheses: list[str],
+        batch_size: int = 64,
+        *,
+        split: Split | None = None,
+    ) -> torch.Tensor:
+        """Probabilities [B, 3] of (entailment, neutral, contradiction), float32 on CPU; each row sums to 1.
+
+        A cut pair takes, for each hypothesis sentence, the triple of the premise chunk that entails it most, and the mean of
+        those over sentences. A blank text states nothing: the pair is neutral. Repeated pairs are scored once.
+        """
+        if len(premises) != len(hypotheses):
+            raise ValueError(f"{len(premises)} premises for {len(hypotheses)} hypotheses")
+        pairs = list(zip(premises, hypotheses, strict=True))
+        unique = list(dict.fromkeys(pair for pair in pairs if pair[0].strip() and pair[1].strip()))
+        plans = self._plan(unique, split or self.settings.split)
+        pieces = list(dict.fromkeys(piece for plan in plans for row in plan for piece in row))
+        scores = dict(zip(pieces, self._score(pieces, batch_size), strict=True))
+        neutral = torch.tensor([0.0, 1.0, 0.0])
+        combined = {pair: _combine(plan, scores) for pair, plan in zip(unique, plans, strict=True)}
+        rows = [combined.get(pair, neutral) for pair in pairs]
+        return torch.stack(rows) if rows else torch.zeros(0, 3)
+
+    def consistency(
+        self, sources: list[str], rewrites: list[str], batch_size: int = 64
+    ) -> Consistency:
+        """Both directions of every (source, rewrite), each [B]; the mean is (2 fwd + bwd) / 3, as published."""
+        if len(sources) != len(rewrites):
+            raise ValueError(f"{len(sources)} sources for {len(rewrites)} rewrites")
+        rows = len(sources)
+        entailment = self.predict(rewrites + sources, sources + rewrites, batch_size)[:, 0]
+        fwd, bwd = entailment[:rows], entailment[rows:]
+        if self.settings.direction == "source_entails_rewrite":
+            fwd, bwd = bwd, fwd
+        return Consistency(fwd=fwd, bwd=bwd, mean=(2 * fwd + bwd) / 3)
+
+    def encode(self, pairs: list[Pair]) -> dict[str, torch.Tensor]:
+        """Padded model inputs [R, T] of pairs that fit the limit."""
+        encoded = self.tokenizer(
+            [premise for premise, _ in pairs],
+            [hypothesis for _, hypothesis in pairs],
+            padding=True,
+            return_tensors="pt",
+            return_special_tokens_mask=True,
+            return_token_type_ids=self.settings.exact_match_types or None,
+            verbose=False,
+        )
+        special = encoded.pop("special_tokens_mask")
+        if self.settings.exact_match_types:
+            encoded["token_type_ids"] = exact_match_types(
+                encoded["input_ids"], encoded["token_type_ids"], special
+            )
+        return dict(encoded)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over the model's labels, columns reordered to (entailment, neutral, contradiction), [R, 3] float32."""
+        probs = logits.float().softmax(dim=-1)
+        columns = [
+            probs.new_zeros(len(probs)) if index is None else probs[:, index] for index in self.order
+        ]
+        return torch.stack(columns, dim=1)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _lengths(self, texts: list[str]) -> dict[str, int]:
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return {}
+        ids = self.tokenizer(unique, add_special_tokens=False, verbose=False)["input_ids"]
+        return {text: len(row) for text, row in zip(unique, ids, strict=True)}
+
+    def _plan(self, pairs: list[Pair], split: Split) -> list[list[list[Pair]]]:
+        """For every pair: for every hypothesis sentence: the (premise chunk, sentence) pairs to score."""
+        lengths = self._lengths([text for pair in pairs for text in pair])
+        plans = []
+        for premise, hypothesis in pairs:
+            fits = lengths[premise] + lengths[hypothesis] + self._special <= self.limit
+            if not fits:
+                plans.append(self._cut(premise, hypothesis, lengths[premise]))
+            elif split == "sentence":
+                plans.append([[(premise, sentence)] for sentence in split_sentences(hypothesis)])
+            else:
+                plans.append([[(premise, hypothesis)]])
+        return plans
+
+    def _cut(self, premise: str, hypothesis: str, premise_tokens: int) -> list[list[Pair]]:
+        room = self.limit - self._special
+        sentences = hypothesis_sentences(hypothesis, room // 2, self._count)
+        longest = max(self._count(sentence) for sentence in sentences)
+        left = room - longest
+        chunks = [premise] if premise_tokens <= left else premise_chunks(premise, left, self._count)
+        return [[(chunk, sentence) for chunk in chunks] for sentence in sentences]
+
+    @torch.inference_mode()
+    def _score(self, pieces: list[Pair], batch_size: int) -> list[torch.Tensor]:
+        """Probability triple of each piece, in the order given; batches hold pieces of similar length."""
+        lengths = self._lengths([text for piece in pieces for text in piece])
+        order = sorted(range(len(pieces)), key=lambda i: lengths[pieces[i][0]] + lengths[pieces[i][1]])
+        scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            inputs = self.encode([pieces[i] for i in rows])
+            inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+            probs = self.probabilities(self.model(**inputs).logits).cpu()
+            for i, row in zip(rows, probs, strict=True):
+                scores[i] = row
+        return scores
+
+
+def _combine(plan: list[list[Pair]], scores: dict[Pair, torch.Tensor]) -> torch.Tensor:
+    best = []
+    for row in plan:
+        triples = torch.stack([scores[piece] for piece in row])
+        best.append(triples[triples[:, 0].argmax()])
+    return torch.stack(best).mean(dim=0)
+
+
+def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Longest input in tokens: the smaller of the tokenizer's and the position table's; 512 when neither says."""
+    limits = []
+    if tokenizer.model_max_length and tokenizer.model_max_length < 10**6:
+        limits.append(int(tokenizer.model_max_length))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and positions > 0:
+        offset = 0
+        if model.config.model_type in _OFFSET_POSITIONS:
+            offset = (model.config.pad_token_id or 0) + 1
+        limits.append(positions - offset)
+    return min(limits, default=512)
+
+
+def _require_files(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise FactAnalyzerError(
+            f"{path} is not a model folder: it holds no config.json. Give a local Hugging Face folder, or train one with: "
+            "visa train nli"
+        )
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise FactAnalyzerError(
+            f"{path} holds a model but no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). Copy the tokenizer files of the "
+            "model it was trained from into that folder."
+        )
