@@ -1,4 +1,5 @@
-"""A value space: the names a value vector's K entries stand for, and how vectors are read and written.
+"""A value space: the names a value vector's K entries stand for, and how vectors are read and
+written.
 
 Everything downstream takes a `ValueSpace`, so a custom space from a JSON file works through the
 same code as Schwartz's ten (visa_core/values.py).
@@ -20,7 +21,9 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class UnknownValueError(ValueError):
-    """A value name that the space does not have; the message offers close matches and the known names."""
+    """A value name that the space does not have; the message offers close matches and the known
+    names.
+    """
 
     def __init__(self, name: str, known: Sequence[str], space: str) -> None:
         close = difflib.get_close_matches(normalise_name(name), known, n=3)
@@ -42,7 +45,9 @@ class Dimension:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Two groups of values that pull against each other; a value may stand in the middle and belong to neither."""
+    """Two groups of values that pull against each other; a value may stand in the middle and
+    belong to neither.
+    """
 
     name: str
     positive: tuple[str, ...]
@@ -55,8 +60,9 @@ class Axis:
 class ValueSpace:
     """An ordered set of K dimensions, and the axes that relate them.
 
-    Neighbours in `dimensions` are neighbours on the value circle where the space has one. Raises ValueError when a name is
-    repeated or malformed, and UnknownValueError when an axis names a dimension that is not there.
+    Neighbours in `dimensions` are neighbours on the value circle where the space has one. Raises
+    ValueError when a name is repeated or malformed, and UnknownValueError when an axis names a
+    dimension that is not there.
     """
 
     name: str
@@ -69,7 +75,8 @@ class ValueSpace:
         for dimension in self.dimensions:
             if not _NAME.fullmatch(dimension.name):
                 raise ValueError(
-                    f"value space {self.name!r}: dimension name {dimension.name!r} must be lower case words joined by hyphens"
+                    f"value space {self.name!r}: dimension name {dimension.name!r} "
+                    "must be lower case words joined by hyphens"
                 )
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
@@ -94,7 +101,9 @@ class ValueSpace:
         return len(self.dimensions)
 
     def index(self, name: str) -> int:
-        """Position of a dimension; case, spaces and underscores do not matter. Raises UnknownValueError."""
+        """Position of a dimension; case, spaces and underscores do not matter. Raises
+        UnknownValueError.
+        """
         wanted = normalise_name(name)
         for position, dimension in enumerate(self.dimensions):
             if wanted in (dimension.name, normalise_name(dimension.title)):
@@ -104,8 +113,8 @@ class ValueSpace:
     def vector(self, values: Mapping[str, float], limit: float = 1.0) -> torch.Tensor:
         """The vector [K] float32 of a mapping; absent names are 0.
 
-        Raises UnknownValueError for a name that is not in the space, ValueError for a repeated name, for anything that is
-        not a finite number and for |value| > limit.
+        Raises UnknownValueError for a name that is not in the space, ValueError for a repeated
+        name, for anything that is not a finite number and for |value| > limit.
         """
         entries: dict[int, float] = {}
         for name, value in values.items():
@@ -121,7 +130,9 @@ class ValueSpace:
     def matrix(
         self, rows: Sequence[Mapping[str, float] | None], limit: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of many rows: (values [B, K] float32, known [B] bool). A None row is unknown and zero."""
+        """Vectors of many rows: (values [B, K] float32, known [B] bool). A None row is unknown and
+        zero.
+        """
         values = torch.zeros(len(rows), len(self))
         known = torch.zeros(len(rows), dtype=torch.bool)
         for position, row in enumerate(rows):
@@ -133,10 +144,13 @@ class ValueSpace:
     def as_dict(
         self, vector: torch.Tensor, digits: int = 3, drop_zero: bool = True
     ) -> dict[str, float]:
-        """A vector [K] by name, rounded; entries that round to zero are left out unless `drop_zero` is False."""
+        """A vector [K] by name, rounded; entries that round to zero are left out unless
+        `drop_zero` is False.
+        """
         if vector.shape != (len(self),):
             raise ValueError(
-                f"a vector of space {self.name!r} has shape ({len(self)},), got {tuple(vector.shape)}"
+                f"a vector of space {self.name!r} has shape ({len(self)},), "
+                f"got {tuple(vector.shape)}"
             )
         rounded = [round(float(entry), digits) + 0.0 for entry in vector]
         return {
@@ -146,7 +160,9 @@ class ValueSpace:
         }
 
     def parse(self, text: str, field: str = "target", limit: float = 1.0) -> torch.Tensor:
-        """The vector [K] of "security=1,power=-0.5". `field` is how errors call it, an option name for instance."""
+        """The vector [K] of "security=1,power=-0.5". `field` is how errors call it, an option name
+        for instance.
+        """
         entries: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, equals, number = (piece.strip() for piece in part.partition("="))
@@ -192,7 +208,9 @@ class ValueSpace:
 
     @classmethod
     def from_file(cls, path: str | Path) -> ValueSpace:
-        """Read a space from a JSON file. Raises ValueError that names the file and what is wrong in it."""
+        """Read a space from a JSON file. Raises ValueError that names the file and what is wrong
+        in it.
+        """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:

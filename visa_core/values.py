@@ -1,8 +1,9 @@
-"""Schwartz's ten values, the twenty categories of ValueEval'23, and the few operations on value vectors.
+"""Schwartz's ten values, the twenty categories of ValueEval'23, and the few operations on value
+vectors.
 
-The ten basic values, their circular order and the two axes follow S. H. Schwartz (1992), "Universals
-in the content and structure of values"; the twenty refined categories are those of the ValueEval'23
-shared task. The definitions are in our own words.
+The ten basic values, their circular order and the two axes follow S. H. Schwartz (1992),
+"Universals in the content and structure of values"; the twenty refined categories are those of the
+ValueEval'23 shared task. The definitions are in our own words.
 """
 
 from __future__ import annotations
@@ -27,24 +28,32 @@ __all__ = [
 ]
 
 LIKERT: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""The five steps on which people and judges rate a value: strongly opposed ... strongly expressed."""
+"""The five steps on which people and judges rate a value: strongly opposed ... strongly
+expressed.
+"""
 
 
 def snap(vector: torch.Tensor) -> torch.Tensor:
-    """The nearest point of the LIKERT grid, entry by entry; halfway goes to -1, 0 or 1. Any shape."""
+    """The nearest point of the LIKERT grid, entry by entry; halfway goes to -1, 0 or 1. Any
+    shape.
+    """
     return (vector.clamp(-1, 1) * 2).round() / 2
 
 
 def clip_target(values: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The wanted vector v* = clip(v + dv, -1, 1) of detected values and an asked-for shift. Any equal shapes."""
+    """The wanted vector v* = clip(v + dv, -1, 1) of detected values and an asked-for shift. Any
+    equal shapes.
+    """
     return (values + shift).clamp(-1, 1)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Cosine of value vectors [.., K] -> [..], defined also where a vector is zero (norm <= eps), so never NaN for finite input.
+    """Cosine of value vectors [.., K] -> [..], defined also where a vector is zero (norm <= eps),
+    so never NaN for finite input.
 
-    A neutral vector has no direction: against a vector that has one the answer is 0, against another neutral one it is 1,
-    since a neutral rewrite of a neutral target is what was asked for. Gradients at a zero vector are 0.
+    A neutral vector has no direction: against a vector that has one the answer is 0, against
+    another neutral one it is 1, since a neutral rewrite of a neutral target is what was asked for.
+    Gradients at a zero vector are 0.
     """
     a, b = torch.broadcast_tensors(a, b)
     a_is_zero = torch.linalg.vector_norm(a, dim=-1) <= eps
@@ -58,13 +67,16 @@ def cosine(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
 
 
 def categories_to_schwartz(categories: torch.Tensor) -> torch.Tensor:
-    """Scores of the twenty categories [.., 20] as scores of the ten values [.., 10]: the largest of each value's categories.
+    """Scores of the twenty categories [.., 20] as scores of the ten values [.., 10]: the largest
+    of each value's categories.
 
-    The shared task says that an argument draws on a value, not how much: one category that is present makes the value present.
+    The shared task says that an argument draws on a value, not how much: one category that is
+    present makes the value present.
     """
     if categories.shape[-1] != len(VALUEEVAL20):
         raise ValueError(
-            f"expected {len(VALUEEVAL20)} category scores in the last dimension, got {categories.shape[-1]}"
+            f"expected {len(VALUEEVAL20)} category scores in the last dimension, "
+            f"got {categories.shape[-1]}"
         )
     columns = []
     for name in SCHWARTZ.names:
@@ -87,8 +99,8 @@ SCHWARTZ = ValueSpace(
     dimensions=(
         _dimension(
             "Self-Direction",
-            "Thinking for oneself and choosing one's own course: to create, explore and decide freely.",
-            "freedom, independence, creativity, curiosity, own choice, privacy, autonomy, imagination",
+            "Thinking for oneself, choosing one's own course: to create, explore and decide.",
+            "freedom, independence, creativity, curiosity, choice, privacy, autonomy",
         ),
         _dimension(
             "Stimulation",
@@ -122,13 +134,13 @@ SCHWARTZ = ValueSpace(
         ),
         _dimension(
             "Tradition",
-            "Respecting and keeping the customs, beliefs and modesty that culture and religion hand down.",
+            "Keeping the customs, beliefs and modesty that culture and religion hand down.",
             "customs, religion, heritage, humility, faith, ancestors, ritual, family ways",
         ),
         _dimension(
             "Benevolence",
-            "Caring for the well-being of the people one is close to, and being someone they can rely on.",
-            "helpfulness, honesty, loyalty, forgiveness, friendship, care, responsibility, kindness",
+            "Caring for the people one is close to, and being someone they can rely on.",
+            "helpfulness, honesty, loyalty, forgiveness, friendship, care, kindness",
         ),
         _dimension(
             "Universalism",
@@ -153,7 +165,9 @@ SCHWARTZ = ValueSpace(
         ),
     ),
 )
-"""Schwartz's ten basic values in circular order; hedonism shares openness to change and self-enhancement."""
+"""Schwartz's ten basic values in circular order; hedonism shares openness to change and
+self-enhancement.
+"""
 
 VALUEEVAL20 = ValueSpace(
     name="valueeval20",
@@ -192,7 +206,7 @@ VALUEEVAL20 = ValueSpace(
         _dimension("Humility", "Being humble and accepting one's place in life."),
         _dimension(
             "Benevolence: caring",
-            "Being helpful, honest, forgiving and loving towards one's group; safety of the family.",
+            "Being helpful, honest, forgiving and loving; safety of the family.",
         ),
         _dimension(
             "Benevolence: dependability",
@@ -213,7 +227,9 @@ VALUEEVAL20 = ValueSpace(
         ),
     ),
 )
-"""The refined categories of the ValueEval'23 shared task, in the order of its label columns (titles are the column names)."""
+"""The refined categories of the ValueEval'23 shared task, in the order of its label columns
+(titles are the column names).
+"""
 
 VALUEEVAL_TO_SCHWARTZ: dict[str, tuple[str, ...]] = {
     "self-direction-thought": ("self-direction",),
@@ -237,12 +253,13 @@ VALUEEVAL_TO_SCHWARTZ: dict[str, tuple[str, ...]] = {
     "universalism-tolerance": ("universalism",),
     "universalism-objectivity": ("universalism",),
 }
-"""Each category's value among the ten. Seventeen follow from their names; three are choices:
+"""Each category's value among the ten. Seventeen follow from their names; three are choices.
 
-face         -> power: on the refined circle it lies between power and security; in the list of ten, keeping one's public image
-                and social recognition are marks of power, and counting it as both would blur two values that are told apart.
-humility     -> tradition: it lies between tradition and conformity; in the list of ten, being humble and accepting one's
-                portion in life belong to tradition.
-objectivity  -> universalism: an addition of the shared task that the circle does not have. Its name files it under universalism,
-                and not taking sides is close to being broad-minded, although logic is also a matter of self-directed thought.
+Face goes to power: on the refined circle it lies between power and security; in the list of ten,
+keeping one's public image and social recognition are marks of power, and counting it as both would
+blur two values that are told apart. Humility goes to tradition: it lies between tradition and
+conformity; in the list of ten, being humble and accepting one's portion in life belong to
+tradition. Objectivity goes to universalism: the shared task added it and the circle does not have
+it. Its name files it under universalism, and not taking sides is close to being broad-minded,
+although logic is also a matter of self-directed thought.
 """

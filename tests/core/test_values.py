@@ -1,4 +1,6 @@
-"""Value spaces: names, parsing, custom files, the map of the twenty categories, and the guarded cosine."""
+"""Value spaces: names, parsing, custom files, the map of the twenty categories, and the guarded
+cosine.
+"""
 
 from __future__ import annotations
 
@@ -184,15 +186,15 @@ def test_custom_space_round_trips_through_a_file(tmp_path):
             "lacks the key 'definition'",
         ),
         (
-            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "d", "colour": "red"}]}',
-            "unknown key 'colour'",
+            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "hue": ""}]}',
+            "unknown key 'hue'",
         ),
         (
             '{"name": "x", "dimensions": [{"name": "A b", "title": "A", "definition": "d"}]}',
             "lower case words",
         ),
         (
-            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "d", "keywords": "k"}]}',
+            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "keywords": ""}]}',
             "list of strings",
         ),
     ],
