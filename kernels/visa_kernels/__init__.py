@@ -1,0 +1,21 @@
+"""Operations of VISA: each a folder with a reference in plain torch and one public function.
+
+Needs torch and nothing of visa_core. See `backend` for how an implementation is chosen.
+"""
+
+from __future__ import annotations
+
+from visa_kernels.group_advantages.op import group_advantages
+from visa_kernels.grpo_loss.op import LOSS_TYPES, grpo_loss, loss_normalizer
+from visa_kernels.packing.op import bin_of_sequences, pack_to_budget
+from visa_kernels.token_logprobs.op import token_logprobs
+
+__all__ = [
+    "LOSS_TYPES",
+    "bin_of_sequences",
+    "group_advantages",
+    "grpo_loss",
+    "loss_normalizer",
+    "pack_to_budget",
+    "token_logprobs",
+]

@@ -1,0 +1,151 @@
+"""Which implementation of an op runs: chosen once per op and device, logged, never in silence.
+
+Every op registers its implementations, best first. The first one that works on the device is used.
+`backend="name"` on a call, or the environment variable VISA_BACKEND, asks for one by name; one that
+is asked for and missing is an error. VISA_BACKEND holds a name for all ops (`reference`), or names
+for some (`pack_to_budget=reference,grpo_loss=triton`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("visa_kernels")
+
+ENVIRONMENT = "VISA_BACKEND"
+SKIPPED_NOTE = Path(__file__).with_name("_extension_skipped.txt")
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that does not exist or cannot run here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One implementation of an op."""
+
+    name: str
+    """What users write: reference, cpp, triton, cuda."""
+    function: Callable[..., Any]
+    """Takes the op's arguments; all backends of an op take the same ones."""
+    devices: tuple[str, ...] | None = None
+    """Device types it runs on; None for any."""
+    why_not: Callable[[], str | None] = lambda: None
+    """None where it can run, otherwise the reason it cannot, as a sentence for users."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtensionStatus:
+    """Whether visa_kernels._C can be imported, and if not, why."""
+
+    active: bool
+    reason: str = ""
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        if self.active:
+            return "extension visa_kernels._C: active"
+        return f"extension visa_kernels._C: inactive, plain torch is used ({self.reason})"
+
+
+_ops: dict[str, list[Backend]] = {}
+_chosen: dict[tuple[str, str, str], Backend] = {}
+
+
+def register(op: str, *backends: Backend) -> None:
+    """Register the implementations of an op, best first; a `reference` must be among them."""
+    assert any(backend.name == "reference" for backend in backends), op
+    _ops[op] = list(backends)
+    for key in [key for key in _chosen if key[0] == op]:
+        del _chosen[key]
+
+
+def registered() -> dict[str, list[Backend]]:
+    """All ops and their implementations, for benchmarks and tests."""
+    return {op: list(backends) for op, backends in _ops.items()}
+
+
+def choose(op: str, device: str, backend: str | None = None) -> Callable[..., Any]:
+    """The function that runs `op` on a device type ("cpu", "cuda").
+
+    Raises BackendError when `backend`, or VISA_BACKEND, names one that is unknown or cannot run.
+    """
+    asked = backend or _asked_by_environment(op) or ""
+    key = (op, device, asked)
+    if key not in _chosen:
+        _chosen[key] = _pick(op, device, asked)
+    return _chosen[key].function
+
+
+def _pick(op: str, device: str, asked: str) -> Backend:
+    """Look a backend up and log the choice; `asked` is empty when any will do."""
+    if asked:
+        found = _pick_named(op, device, asked)
+        log.info("%s on %s: backend %s (asked for)", op, device, found.name)
+        return found
+    passed_over = []
+    for candidate in _ops[op]:
+        reason = _unusable(candidate, device)
+        if reason is None:
+            note = f" ({'; '.join(passed_over)})" if passed_over else ""
+            log.info("%s on %s: backend %s%s", op, device, candidate.name, note)
+            return candidate
+        passed_over.append(f"{candidate.name} not used: {reason}")
+    raise BackendError(f"{op} has no backend for device {device}: {'; '.join(passed_over)}")
+
+
+def _pick_named(op: str, device: str, name: str) -> Backend:
+    names = [candidate.name for candidate in _ops[op]]
+    if name not in names:
+        raise BackendError(
+            f"{op} has no backend {name!r}; it has {', '.join(names)}. To choose for some ops "
+            f"only, set {ENVIRONMENT} to OP=NAME pairs, such as {op}={names[-1]}"
+        )
+    found = _ops[op][names.index(name)]
+    reason = _unusable(found, device)
+    if reason is not None:
+        raise BackendError(f"backend {name!r} was asked for {op} but cannot run: {reason}")
+    return found
+
+
+def _unusable(candidate: Backend, device: str) -> str | None:
+    if candidate.devices is not None and device not in candidate.devices:
+        return f"it runs on {', '.join(candidate.devices)}, not on {device}"
+    return candidate.why_not()
+
+
+def _asked_by_environment(op: str) -> str | None:
+    value = os.environ.get(ENVIRONMENT, "").strip()
+    if "=" not in value:
+        return value or None
+    pairs = dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
+    unknown = sorted(set(pairs) - set(_ops))
+    if unknown:
+        raise BackendError(
+            f"{ENVIRONMENT} names no op of visa_kernels: {', '.join(unknown)}; "
+            f"the ops are {', '.join(sorted(_ops))}"
+        )
+    return pairs.get(op)
+
+
+def extension_status() -> ExtensionStatus:
+    """Try to import the C++ extension; a reason from the build comes first where there is one."""
+    try:
+        importlib.import_module("visa_kernels._C")
+    except ImportError as error:
+        if SKIPPED_NOTE.is_file():
+            return ExtensionStatus(active=False, reason=SKIPPED_NOTE.read_text("utf-8").strip())
+        return ExtensionStatus(active=False, reason=str(error))
+    return ExtensionStatus(active=True)
+
+
+def why_no_extension() -> str | None:
+    """None where visa_kernels._C works, otherwise why not; for `Backend.why_not`."""
+    status = extension_status()
+    return None if status.active else status.reason

@@ -1,0 +1,1 @@
+"""Clipped policy losses on packed rows."""

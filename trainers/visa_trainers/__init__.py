@@ -1,0 +1,1 @@
+"""Runnable training stages of VISA, one a file."""
