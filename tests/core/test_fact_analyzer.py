@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from visa_core.models.encoder import ModelFolderError
 from visa_core.models.exact_match import exact_match_types
-from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer, FactAnalyzerError
+from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer
 from visa_core.models.nli_labels import UnclearLabelsError, label_order
 from visa_core.models.sentences import fit_pieces, premise_chunks, split_sentences
 
-WORDS = (
-    "the meeting at 4am is led by Amara Bruno train to Oslo leaves platform 7 needs rice lasts weeks a b c d . ,".split()
-)
+    "the meeting at 4am is led by Amara Bruno train to Oslo leaves platform 7 needs rice lasts weeks"
+    " a b c d . ,".split()
 FIRST = "Amara led the meeting at 4am."
 SECOND = "the train to Oslo leaves platform 7."
 THIRD = "rice needs a b c weeks."
@@ -47,7 +47,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    labels: tuple[str, ...] = ("entailment", "neutral", "contradiction"), limit: int = 64, types: int = 2
+    labels: tuple[str, ...] = ("entailment", "neutral", "contradiction"),
+    limit: int = 64,
+    types: int = 2,
 ) -> BertForSequenceClassification:
     torch.manual_seed(0)
     config = BertConfig(
@@ -73,7 +75,7 @@ def analyzer(limit: int = 64, **options: object) -> FactAnalyzer:
 
 
 def direct(model: FactAnalyzer, premise: str, hypothesis: str) -> torch.Tensor:
-    """Probabilities by the Hugging Face calls alone, labels in the order of tiny_model's default."""
+    """Probabilities by Hugging Face calls alone, labels in the order of tiny_model's default."""
     inputs = model.tokenizer(premise, hypothesis, return_tensors="pt")
     with torch.no_grad():
         return model.model(**inputs).logits[0].softmax(-1)
@@ -127,7 +129,9 @@ def test_unclear_labels_are_refused_when_loading_a_folder(tmp_path: Path) -> Non
 
 
 def test_columns_follow_the_labels_not_the_outputs() -> None:
-    shuffled = FactAnalyzer(tiny_model(("contradiction", "entailment", "neutral")), tiny_tokenizer())
+    shuffled = FactAnalyzer(
+        tiny_model(("contradiction", "entailment", "neutral")), tiny_tokenizer()
+    )
     inputs = shuffled.tokenizer(FIRST, SECOND, return_tensors="pt")
     raw = shuffled.model(**inputs).logits[0].detach().softmax(-1)
     assert torch.allclose(shuffled.predict([FIRST], [SECOND])[0], raw[[1, 2, 0]], atol=1e-6)
@@ -143,12 +147,12 @@ def test_two_labels_count_not_entailment_as_neutral() -> None:
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "bare")
-    with pytest.raises(FactAnalyzerError, match="bare.*no tokenizer"):
+    with pytest.raises(ModelFolderError, match="bare.*no tokenizer"):
         FactAnalyzer.from_pretrained(tmp_path / "bare")
 
 
 def test_folder_without_model_or_classifier_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FactAnalyzerError, match="not a model folder"):
+    with pytest.raises(ModelFolderError, match="not a model folder"):
         FactAnalyzer.from_pretrained(tmp_path / "absent")
     model = tiny_model()
     model.bert.save_pretrained(tmp_path / "encoder")
@@ -156,7 +160,7 @@ def test_folder_without_model_or_classifier_is_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "encoder/config.json").read_text())
     config["id2label"] = {"0": "entailment", "1": "neutral", "2": "contradiction"}
     (tmp_path / "encoder/config.json").write_text(json.dumps(config))
-    with pytest.raises(FactAnalyzerError, match="no trained classifier.*classifier"):
+    with pytest.raises(ModelFolderError, match="no trained classifier: it lacks classifier"):
         FactAnalyzer.from_pretrained(tmp_path / "encoder")
 
 
@@ -204,13 +208,11 @@ def test_sentence_split_is_the_mean_over_hypothesis_sentences() -> None:
     expected = torch.stack([direct(model, premise, s) for s in (SECOND, FIRST, THIRD)]).mean(0)
     assert torch.allclose(model.predict([premise], [hypothesis])[0], expected, atol=1e-6)
     whole = direct(model, premise, hypothesis)
-    assert torch.allclose(
-        model.predict([premise], [hypothesis], split="auto")[0], whole, atol=1e-6
-    )
+    assert torch.allclose(model.predict([premise], [hypothesis], split="auto")[0], whole, atol=1e-6)
 
 
 def test_long_pairs_take_max_over_chunks_and_mean_over_sentences_in_both_directions() -> None:
-    # Limit 20: 17 tokens of room, sentences of 7 and 8 tokens, so that a chunk beside an 8-token sentence holds one sentence.
+    # Room for 17 tokens, sentences of 7 and 8: a chunk beside a sentence holds one sentence.
     model = analyzer(limit=20)
     source, rewrite = f"{FIRST} {SECOND} {THIRD}", f"{THIRD} {SECOND} {FIRST}"
 
@@ -235,7 +237,7 @@ def test_short_pairs_are_not_cut_in_auto() -> None:
 def test_a_sentence_longer_than_the_limit_is_scored_in_pieces_that_hold_every_word() -> None:
     model = analyzer(limit=16)
     long = " ".join(["rice Oslo a b"] * 20)
-    # 13 tokens of room: at most 6 for the hypothesis, which leaves the 7 tokens of FIRST in one chunk.
+    # Room for 13 tokens: 6 for the hypothesis, which leaves the 7 tokens of FIRST in one chunk.
     pieces = [" ".join(("rice Oslo a b".split() * 20)[i : i + 6]) for i in range(0, 80, 6)]
     expected = torch.stack([direct(model, FIRST, piece) for piece in pieces]).mean(0)
     assert torch.allclose(model.predict([FIRST], [long])[0], expected, atol=1e-6)
@@ -243,7 +245,9 @@ def test_a_sentence_longer_than_the_limit_is_scored_in_pieces_that_hold_every_wo
 
 def test_direction_swaps_fwd_and_bwd() -> None:
     standard = analyzer().consistency([FIRST, SECOND], [SECOND, THIRD])
-    swapped = analyzer(direction="source_entails_rewrite").consistency([FIRST, SECOND], [SECOND, THIRD])
+    swapped = analyzer(direction="source_entails_rewrite").consistency(
+        [FIRST, SECOND], [SECOND, THIRD]
+    )
     assert torch.equal(standard.fwd, swapped.bwd) and torch.equal(standard.bwd, swapped.fwd)
     assert torch.allclose(swapped.mean, (2 * standard.bwd + standard.fwd) / 3)
     model = analyzer()
@@ -287,7 +291,8 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    text=st.text(alphabet="ab.!? \n1\u00e9\u3002", max_size=80), budget=st.integers(min_value=1, max_value=9)
+    text=st.text(alphabet="ab.!? \n1\u00e9\u3002", max_size=80),
+    budget=st.integers(min_value=1, max_value=9),
 )
 def test_cutting_keeps_every_character_and_the_budget(text: str, budget: int) -> None:
     def solid(pieces: list[str]) -> str:
@@ -297,3 +302,9 @@ def test_cutting_keeps_every_character_and_the_budget(text: str, budget: int) ->
         assert solid(pieces) == "".join(text.split())
         assert all(0 < len(piece) <= budget for piece in pieces)
     assert solid(split_sentences(text)) == "".join(text.split())
+
+
+def test_special_tokens_in_a_text_are_only_text() -> None:
+    inputs = analyzer().encode([("the [SEP] train [PAD]", "Oslo [SEP]")])
+    assert (inputs["input_ids"][0] == 3).sum() == 2
+    assert (inputs["input_ids"][0] == 0).sum() == 0

@@ -1,7 +1,8 @@
 """A small NLI classifier whose token types say which tokens the other text shares.
 
-The exact-match feature of Chen et al. 2017 (Reading Wikipedia to Answer Open-Domain Questions, section 3.2) makes the
-comparison of names and numbers readable from the input, which a two-layer encoder from scratch would need far more data to find.
+The exact-match feature of Chen et al. 2017 (Reading Wikipedia to Answer Open-Domain Questions,
+section 3.2) makes the comparison of names and numbers readable from the input, which a two-layer
+encoder from scratch would need far more data to find.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from visa_core.models.nli_labels import NLI_LABELS
 
 ABSENT, PRESENT = 0, 2
-"""Token types: 0 and 1 are premise and hypothesis tokens absent from the other text, 2 and 3 those present in it."""
+"""Token types: 0 and 1 are premise and hypothesis tokens absent from the other text, 2 and 3 those
+present in it.
+"""
 
 
 def exact_match_types(
     input_ids: torch.Tensor, segments: torch.Tensor, special: torch.Tensor
 ) -> torch.Tensor:
-    """Token types [B, T] in 0..3 from ids, segments (0 premise, 1 hypothesis) and special-or-padding flags, all [B, T]."""
+    """Token types [B, T] in 0..3 from ids, segments (0 premise, 1 hypothesis) and special-or-
+    padding flags, all [B, T].
+    """
     same = input_ids[:, :, None] == input_ids[:, None, :]
     across = segments[:, :, None] != segments[:, None, :]
     plain = ~special.bool()

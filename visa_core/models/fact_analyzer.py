@@ -5,7 +5,7 @@ Shapes: B pairs, R scored pieces (after splitting and without repeats), T tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError
 from visa_core.models.exact_match import exact_match_types
 from visa_core.models.nli_labels import label_order
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
@@ -30,20 +31,8 @@ Pair = tuple[str, str]
 SETTINGS_KEY = "visa_nli"
 """Key of config.json that keeps the settings below beside the model's own."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spm.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+_TOKENIZER_FILES = (*TOKENIZER_FILES, "spm.model")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
-
-
-class FactAnalyzerError(ValueError):
-    """A model folder or an input that cannot be scored; the message says what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +40,28 @@ class AnalyzerSettings:
     """How pairs are cut and read."""
 
     split: Split = "auto"
-    """auto: only pairs past the model's limit are cut into premise chunks and hypothesis sentences. sentence: hypotheses are
-    always scored sentence by sentence (SummaC-ZS, Laban et al. 2022), which grades partly kept facts."""
+    """auto: only pairs past the model's limit are cut into premise chunks and hypothesis sentences.
+    sentence: hypotheses are always scored sentence by sentence (SummaC-ZS, Laban et al. 2022),
+    which grades partly kept facts.
+    """
     direction: Direction = "rewrite_entails_source"
-    """What `fwd` means. The paper's appendix has P(rewrite entails source); a public summary has them the other way round."""
+    """What `fwd` means. The paper's appendix has P(rewrite entails source); a public summary has
+    them the other way round.
+    """
     max_tokens: int | None = None
     """Longest pair in tokens; None takes the model's own limit."""
     exact_match_types: bool = False
-    """Token types carry the exact-match feature; set for the built-in model, meaningless for others."""
+    """Token types carry the exact-match feature; set for the built-in model, meaningless for
+    others.
+    """
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "sentence"):
             raise ValueError(f'split is "auto" or "sentence", not {self.split!r}')
         if self.direction not in ("rewrite_entails_source", "source_entails_rewrite"):
             raise ValueError(
-                f'direction is "rewrite_entails_source" or "source_entails_rewrite", not {self.direction!r}'
+                'direction is "rewrite_entails_source" or "source_entails_rewrite", '
+                f"not {self.direction!r}"
             )
         if self.max_tokens is not None and self.max_tokens < 8:
             raise ValueError(f"max_tokens must be at least 8 to hold a pair, not {self.max_tokens}")
@@ -93,9 +89,11 @@ class FactAnalyzer:
     def from_pretrained(
         cls, folder: str | Path, *, device: str | torch.device = "cpu", **overrides: Any
     ) -> FactAnalyzer:
-        """Load a local folder; `overrides` are fields of AnalyzerSettings that replace those kept in the folder.
+        """Load a local folder; `overrides` are fields of AnalyzerSettings that replace those kept
+        in the folder.
 
-        Raises FactAnalyzerError for a folder that holds no classifier or no tokenizer, UnclearLabelsError for unclear labels.
+        Raises ModelFolderError for a folder that holds no classifier or no tokenizer,
+        UnclearLabelsError for unclear labels.
         """
         path = Path(folder)
         _require_files(path)
@@ -104,22 +102,29 @@ class FactAnalyzer:
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         if loading["missing_keys"]:
-            raise FactAnalyzerError(
-                f"{path} holds no trained classifier: {', '.join(sorted(loading['missing_keys'])[:3])} are missing. "
-                "Give a sequence-classification model trained for NLI, or train one with: visa train nli"
+            raise ModelFolderError(
+                f"{path} holds no trained classifier: it lacks "
+                f"{', '.join(sorted(loading['missing_keys'])[:3])}. Give a sequence-classification "
+                "model trained for NLI, or train one with: visa train nli"
             )
         kept = getattr(model.config, SETTINGS_KEY, None) or {}
         settings = AnalyzerSettings(**{**kept, **overrides})
         return cls(model.to(device).float(), tokenizer, settings, folder=str(path))
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write safetensors, config.json (with the settings) and tokenizer files aside, then rename into place."""
+        """Write safetensors, config.json (with the settings) and tokenizer files aside, then rename
+        into place.
+        """
         path = Path(folder)
-        setattr(self.model.config, SETTINGS_KEY, dict(vars(self.settings)))
         with atomic_folder(path) as scratch:
-            self.model.save_pretrained(scratch)
-            self.tokenizer.save_pretrained(scratch)
+            self.write(scratch)
         return path
+
+    def write(self, folder: Path) -> None:
+        """Write the files of the model into an existing folder."""
+        setattr(self.model.config, SETTINGS_KEY, asdict(self.settings))
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def predict(
         self,
@@ -129,10 +134,12 @@ class FactAnalyzer:
         *,
         split: Split | None = None,
     ) -> torch.Tensor:
-        """Probabilities [B, 3] of (entailment, neutral, contradiction), float32 on CPU; each row sums to 1.
+        """Probabilities [B, 3] of (entailment, neutral, contradiction), float32 on CPU; each row
+        sums to 1.
 
-        A cut pair takes, for each hypothesis sentence, the triple of the premise chunk that entails it most, and the mean of
-        those over sentences. A blank text states nothing: the pair is neutral. Repeated pairs are scored once.
+        A cut pair takes, for each hypothesis sentence, the triple of the premise chunk that entails
+        it most, and the mean of those over sentences. A blank text states nothing: the pair is
+        neutral. Repeated pairs are scored once.
         """
         if len(premises) != len(hypotheses):
             raise ValueError(f"{len(premises)} premises for {len(hypotheses)} hypotheses")
@@ -149,7 +156,9 @@ class FactAnalyzer:
     def consistency(
         self, sources: list[str], rewrites: list[str], batch_size: int = 64
     ) -> Consistency:
-        """Both directions of every (source, rewrite), each [B]; the mean is (2 fwd + bwd) / 3, as published."""
+        """Both directions of every (source, rewrite), each [B]; the mean is (2 fwd + bwd) / 3, as
+        published.
+        """
         if len(sources) != len(rewrites):
             raise ValueError(f"{len(sources)} sources for {len(rewrites)} rewrites")
         rows = len(sources)
@@ -167,6 +176,7 @@ class FactAnalyzer:
             padding=True,
             return_tensors="pt",
             return_special_tokens_mask=True,
+            split_special_tokens=True,
             return_token_type_ids=self.settings.exact_match_types or None,
             verbose=False,
         )
@@ -178,25 +188,36 @@ class FactAnalyzer:
         return dict(encoded)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Softmax over the model's labels, columns reordered to (entailment, neutral, contradiction), [R, 3] float32."""
+        """Softmax over the model's labels, columns reordered to (entailment, neutral,
+        contradiction), [R, 3] float32.
+        """
         probs = logits.float().softmax(dim=-1)
         columns = [
-            probs.new_zeros(len(probs)) if index is None else probs[:, index] for index in self.order
+            probs.new_zeros(len(probs)) if index is None else probs[:, index]
+            for index in self.order
         ]
         return torch.stack(columns, dim=1)
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(
+            self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
+        )
 
     def _lengths(self, texts: list[str]) -> dict[str, int]:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        ids = self.tokenizer(unique, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self.tokenizer(
+            unique, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         return {text: len(row) for text, row in zip(unique, ids, strict=True)}
 
     def _plan(self, pairs: list[Pair], split: Split) -> list[list[list[Pair]]]:
-        """For every pair: for every hypothesis sentence: the (premise chunk, sentence) pairs to score."""
+        """For every pair: for every hypothesis sentence: the (premise chunk, sentence) pairs to
+        score.
+        """
         lengths = self._lengths([text for pair in pairs for text in pair])
         plans = []
         for premise, hypothesis in pairs:
@@ -219,9 +240,13 @@ class FactAnalyzer:
 
     @torch.inference_mode()
     def _score(self, pieces: list[Pair], batch_size: int) -> list[torch.Tensor]:
-        """Probability triple of each piece, in the order given; batches hold pieces of similar length."""
+        """Probability triple of each piece, in the order given; batches hold pieces of similar
+        length.
+        """
         lengths = self._lengths([text for piece in pieces for text in piece])
-        order = sorted(range(len(pieces)), key=lambda i: lengths[pieces[i][0]] + lengths[pieces[i][1]])
+        order = sorted(
+            range(len(pieces)), key=lambda i: lengths[pieces[i][0]] + lengths[pieces[i][1]]
+        )
         scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
@@ -242,7 +267,9 @@ def _combine(plan: list[list[Pair]], scores: dict[Pair, torch.Tensor]) -> torch.
 
 
 def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest input in tokens: the smaller of the tokenizer's and the position table's; 512 when neither says."""
+    """Longest input in tokens: the smaller of the tokenizer's and the position table's; 512 when
+    neither says.
+    """
     limits = []
     if tokenizer.model_max_length and tokenizer.model_max_length < 10**6:
         limits.append(int(tokenizer.model_max_length))
@@ -257,12 +284,17 @@ def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
 
 def _require_files(path: Path) -> None:
     if not (path / "config.json").is_file():
-        raise FactAnalyzerError(
-            f"{path} is not a model folder: it holds no config.json. Give a local Hugging Face folder, or train one with: "
-            "visa train nli"
+        raise ModelFolderError(
+            f"{path} is not a model folder: it holds no config.json. Give a local Hugging Face "
+            "folder, or train one with: visa train nli"
+        )
+    if not any(path.glob("*.safetensors")):
+        raise ModelFolderError(
+            f"{path} has no *.safetensors weights; pickled weights are not loaded, convert them "
+            "with save_pretrained first"
         )
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise FactAnalyzerError(
-            f"{path} holds a model but no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). Copy the tokenizer files of the "
-            "model it was trained from into that folder."
+        raise ModelFolderError(
+            f"{path} holds a model but no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). Copy "
+            "the tokenizer files of the model it was trained from into that folder."
         )

@@ -1,6 +1,8 @@
-"""Cut texts for entailment scoring: sentences of a hypothesis, chunks of a premise. Nothing is ever dropped.
+"""Cut texts for entailment scoring: sentences of a hypothesis, chunks of a premise. Nothing is ever
+dropped.
 
-Every function keeps all words of its input, in order; `count` is the tokenizer's own token count of a piece.
+Every function keeps all words of its input, in order; `count` is the tokenizer's own token count of
+a piece.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from collections.abc import Callable
 Count = Callable[[str], int]
 
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st vs etc approx fig no vol inc ltd co e.g i.e cf dept gen col sgt jan feb mar apr jun "
-    "jul aug sep sept oct nov dec".split()
+    "mr mrs ms dr prof sr jr st vs etc approx fig no vol inc ltd co e.g i.e cf dept gen col sgt"
+    " jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
 _END = re.compile(r"[.!?]+[\"')\]\u201d\u2019]*(?=\s)|[\u3002\uff01\uff1f]+|\n+")
 _WORDLIKE = re.compile(r"[^\W_]")
@@ -22,8 +24,9 @@ _LIST_MARK = re.compile(r"^\(?(\d{1,2}|[a-zA-Z])[.)]$")
 def split_sentences(text: str) -> list[str]:
     """Sentences of `text`, stripped, in order; [] for blank text.
 
-    A piece without a letter or a digit joins the piece before it (or, at the start, the one after); list marks such as "2."
-    join what follows; common abbreviations, initials and decimals end no sentence.
+    A piece without a letter or a digit joins the piece before it (or, at the start, the one after);
+    list marks such as "2." join what follows; common abbreviations, initials and decimals end no
+    sentence.
     """
     pieces: list[str] = []
     start = 0
@@ -67,7 +70,9 @@ def _merge_fragments(pieces: list[str]) -> list[str]:
 
 
 def fit_pieces(text: str, budget: int, count: Count) -> list[str]:
-    """`text` in consecutive pieces of at most `budget` tokens, cut between words, inside a word only where it alone is too long."""
+    """`text` in consecutive pieces of at most `budget` tokens, cut between words, inside a word
+    only where it alone is too long.
+    """
     if budget < 1:
         raise ValueError(f"a text cannot be cut into pieces of {budget} tokens")
     pieces: list[str] = []
@@ -85,7 +90,7 @@ def _longest_head(text: str, budget: int, count: Count) -> int:
     if best:
         return best
     inside = list(range(1, ends[0]))
-    # A budget of one token can be smaller than one character (byte fallback): one character then is the smallest piece.
+    # One character can be several tokens (byte fallback): it then is the smallest piece.
     return _bisect(inside, text, budget, count) or 1
 
 
@@ -102,11 +107,15 @@ def _bisect(ends: list[int], text: str, budget: int, count: Count) -> int:
 
 def hypothesis_sentences(text: str, budget: int, count: Count) -> list[str]:
     """Sentences of `text`, each cut further where it has more than `budget` tokens."""
-    return [piece for sentence in split_sentences(text) for piece in fit_pieces(sentence, budget, count)]
+    return [
+        piece for sentence in split_sentences(text) for piece in fit_pieces(sentence, budget, count)
+    ]
 
 
 def premise_chunks(text: str, budget: int, count: Count) -> list[str]:
-    """Consecutive chunks of whole sentences, each as long as `budget` tokens allow; longer sentences are cut."""
+    """Consecutive chunks of whole sentences, each as long as `budget` tokens allow; longer
+    sentences are cut.
+    """
     chunks: list[str] = []
     for piece in hypothesis_sentences(text, budget, count):
         joined = f"{chunks[-1]} {piece}" if chunks else piece
