@@ -19,8 +19,10 @@ from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer
 from visa_core.models.nli_labels import UnclearLabelsError, label_order
 from visa_core.models.sentences import fit_pieces, premise_chunks, split_sentences
 
+WORDS = (
     "the meeting at 4am is led by Amara Bruno train to Oslo leaves platform 7 needs rice lasts weeks"
-    " a b c d . ,".split()
+    " a b c d . ,"
+).split()
 FIRST = "Amara led the meeting at 4am."
 SECOND = "the train to Oslo leaves platform 7."
 THIRD = "rice needs a b c weeks."
