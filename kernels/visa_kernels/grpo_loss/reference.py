@@ -48,7 +48,7 @@ class Policy:
 
 
 def clip_tokens(x: Policy) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r) A), r per token (PPO, arXiv:1707.06347, eq. 7). Returns terms and r, [N]."""
+    """-min(r A, clip(r) A), r per token (PPO, arXiv:1707.06347, eq. 7). Returns terms, r."""
     ratio = _log_ratio(x).exp()
     return _clipped(ratio, x), ratio
 

@@ -9,8 +9,8 @@ def first_fit_decreasing(lengths: np.ndarray, budget: int) -> np.ndarray:
     """Bin of each sequence, int64 [n]; see `op.bin_of_sequences`.
 
     Longest first, equal lengths in order of index, each into the first bin with room
-    (Johnson 1973). A tree of maxima over the room left per bin finds that bin in O(log n); bins not yet opened have
-    the whole budget, so a new one is opened just when no open one has room.
+    (Johnson 1973). A tree of maxima over the room left per bin finds that bin in O(log n). Bins
+    not yet opened have the whole budget, so one is opened just when no open one has room.
     """
     check(lengths, budget)
     leaves = 1 << max(len(lengths) - 1, 0).bit_length()
