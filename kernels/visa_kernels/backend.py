@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 log = logging.getLogger("visa_kernels")
 
 ENVIRONMENT = "VISA_BACKEND"
@@ -55,13 +57,15 @@ class ExtensionStatus:
 
 
 _ops: dict[str, list[Backend]] = {}
-_chosen: dict[tuple[str, str, str], Backend] = {}
+_functions: dict[str, dict[str, Callable[..., Any]]] = {}
+_chosen: dict[tuple[str, str, str], str] = {}
 
 
 def register(op: str, *backends: Backend) -> None:
     """Register the implementations of an op, best first; a `reference` must be among them."""
     assert any(backend.name == "reference" for backend in backends), op
     _ops[op] = list(backends)
+    _functions[op] = {backend.name: backend.function for backend in backends}
     for key in [key for key in _chosen if key[0] == op]:
         del _chosen[key]
 
@@ -76,11 +80,17 @@ def choose(op: str, device: str, backend: str | None = None) -> Callable[..., An
 
     Raises BackendError when `backend`, or VISA_BACKEND, names one that is unknown or cannot run.
     """
+    return _functions[op][_name_of_choice(op, device, backend)]
+
+
+@torch.compiler.assume_constant_result
+def _name_of_choice(op: str, device: str, backend: str | None) -> str:
+    """Name of the backend to run; torch.compile takes it as a constant and does not trace this."""
     asked = backend or _asked_by_environment(op) or ""
     key = (op, device, asked)
     if key not in _chosen:
-        _chosen[key] = _pick(op, device, asked)
-    return _chosen[key].function
+        _chosen[key] = _pick(op, device, asked).name
+    return _chosen[key]
 
 
 def _pick(op: str, device: str, asked: str) -> Backend:

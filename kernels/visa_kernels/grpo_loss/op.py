@@ -167,6 +167,8 @@ def _check_shapes(
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
+    if cu_seqlens.is_floating_point():
+        raise ValueError(f"cu_seqlens must be integers, got {cu_seqlens.dtype}")
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return
     ends = cu_seqlens.tolist()

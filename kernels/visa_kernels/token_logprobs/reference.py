@@ -11,13 +11,12 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [...] and entropies [...] or None; see `op.token_logprobs`."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scores = logits.to(dtype) / temperature
-    lse = scores.logsumexp(-1)
-    logprobs = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - lse
-    return logprobs, _entropy(scores, lse) if with_entropy else None
+    # log_softmax subtracts the maximum first: x - logsumexp(x) loses all digits where x is large.
+    every = (logits.to(dtype) / temperature).log_softmax(-1)
+    logprobs = every.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return logprobs, _entropy(every) if with_entropy else None
 
 
-def _entropy(scores: Tensor, lse: Tensor) -> Tensor:
-    """H = logsumexp - sum p * score; a score of -inf has p = 0 and adds nothing."""
-    p = (scores - lse.unsqueeze(-1)).exp()
-    return lse - (p * scores.masked_fill(scores == -torch.inf, 0.0)).sum(-1)
+def _entropy(logp: Tensor) -> Tensor:
+    """H = -sum p log p; a token that cannot be drawn has p = 0 and adds nothing."""
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
