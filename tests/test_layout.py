@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,16 +93,14 @@ def test_optional_packages_are_imported_only_where_used(repo: Path, package: str
     assert [f for f in found if "/triton_kernel" not in f] == []
 
 
-@pytest.mark.parametrize("module", ["visa_core", "visa_core.doctor", "visa_core.cli"])
-def test_the_command_starts_without_torch(repo: Path, module: str) -> None:
-    """`visa --help` must answer at once."""
-    if not (repo / (module.replace(".", "/") + ".py")).exists() and module != "visa_core":
-        pytest.fail(f"{module} is missing")
+@pytest.mark.parametrize("module", ["visa_core", "visa_core.doctor"])
+def test_light_modules_do_not_load_torch(repo: Path, module: str) -> None:
+    """`import visa_core` must be at once, and the doctor must start where torch is broken."""
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
-    path = ":".join(str(repo / part) for part in ("", "kernels", "trainers"))
+    path = os.pathsep.join(str(repo / part) for part in ("", "kernels", "trainers"))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,

@@ -1,0 +1,1 @@
+"""A corpus whose facts and values are known by construction."""

@@ -1,0 +1,1 @@
+"""Metrics, baselines, tables, pictures and the report."""
