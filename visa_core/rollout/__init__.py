@@ -1,0 +1,1 @@
+"""Engines that sample completions: prompts as token ids in, packed rollouts out."""

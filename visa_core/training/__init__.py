@@ -1,0 +1,1 @@
+"""What trainers share: runs on disk, checkpoints, optimizers, packing."""
