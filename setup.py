@@ -8,11 +8,12 @@ kept in visa_kernels/_extension_skipped.txt, where `visa doctor` finds it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 PACKAGE_DIR = {
     "visa_kernels": "kernels/visa_kernels",
@@ -41,23 +42,12 @@ class OptionalBuildExt(build_ext):
             if self.compiler.compiler_type == "msvc":
                 ext.extra_compile_args = ["/O2", "/std:c++17", "/EHsc"]
             super().build_extension(ext)
-        except (ImportError, BaseError, OSError) as error:
-            reason = f"{ext.name} was not built: {type(error).__name__}: {error}"
+        except (ImportError, OSError, BaseError, CCompilerError) as error:
+            # The full command line says nothing more than its first word to most readers.
+            text = re.sub(r"\['([^']+)'.*\]", r"\1", str(error), flags=re.DOTALL)
+            reason = f"{ext.name} was not built: {type(error).__name__}: {text}"
             print(f"visa-core: {reason}\nvisa-core: going on without it; plain torch is used.")
             self.reasons.append(reason)
-
-    def copy_extensions_to_source(self) -> None:
-        """As in setuptools, for the extensions that were built."""
-        if not self.reasons:
-            super().copy_extensions_to_source()
-
-    def get_outputs(self) -> list[str]:
-        """Files this command wrote."""
-        return [] if getattr(self, "reasons", None) else super().get_outputs()
-
-    def get_output_mapping(self) -> dict[str, str]:
-        """Built file to source file, for editable installs."""
-        return {} if getattr(self, "reasons", None) else super().get_output_mapping()
 
     def _write_note(self, text: str) -> None:
         in_place = self.inplace or self.editable_mode
