@@ -1,0 +1,279 @@
+"""Composite reward of rewrites: do they express the target's values, do they keep the source's
+facts.
+
+Pure functions on tensors, and `RewardModel`, which scores a batch with a detector and a fact
+analyzer. Shapes: B rewrites, K value dimensions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from visa_core.config import RewardConfig
+from visa_core.types import Consistency
+from visa_core.values import cosine
+
+REPEAT_WORDS = 4
+"""Length of the word n-grams that count as repetition."""
+
+
+class NonFiniteRewardError(ValueError):
+    """A component returned NaN or infinite scores; the message names it and the first rows."""
+
+
+class NonFiniteRewardWarning(UserWarning):
+    """Non-finite scores were replaced by the worst reward; the message counts them."""
+
+
+class ValueScorer(Protocol):
+    """Reads values off responses, [B, K]; a Detector is one."""
+
+    def predict(
+        self, queries: list[str], responses: list[str], batch_size: int = 64
+    ) -> torch.Tensor: ...
+
+
+class FactScorer(Protocol):
+    """Compares rewrites with their sources; a FactAnalyzer is one."""
+
+    def consistency(
+        self, sources: list[str], rewrites: list[str], batch_size: int = 64
+    ) -> Consistency: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Learned scores of rewrites: values [B, K], cosine and l2 [B] against the target, consistency;
+    blank [B] bool.
+    """
+
+    values: torch.Tensor
+    cosine: torch.Tensor
+    l2: torch.Tensor
+    consistency: Consistency
+    blank: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardOutput:
+    """Rewards of a batch and what they are made of.
+
+    reward, cosine, semantic, l2 [B]; values [B, K]; `worst` [B] bool marks rows that got the worst
+    reward outright; `non_finite` counts rows whose scores had to be replaced.
+    """
+
+    reward: torch.Tensor
+    cosine: torch.Tensor
+    semantic: torch.Tensor
+    consistency: Consistency
+    values: torch.Tensor
+    l2: torch.Tensor
+    worst: torch.Tensor
+    non_finite: int = 0
+
+
+def published_mixture(fwd: torch.Tensor, bwd: torch.Tensor) -> torch.Tensor:
+    """(2 fwd + bwd) / 3, which reproduces every published row to 1e-4."""
+    return (2 * fwd + bwd) / 3
+
+
+def semantic_term(consistency: Consistency, kind: str) -> torch.Tensor:
+    """The semantic part of the reward, [B] in [0, 1]: "geometric", "min" or "published"."""
+    if kind == "geometric":
+        return (consistency.fwd * consistency.bwd).clamp_min(0).sqrt()
+    if kind == "min":
+        return torch.minimum(consistency.fwd, consistency.bwd)
+    if kind == "published":
+        return published_mixture(consistency.fwd, consistency.bwd)
+    raise ValueError(f'consistency is "geometric", "min" or "published", not {kind!r}')
+
+
+def combine(value: torch.Tensor, semantic: torch.Tensor, config: RewardConfig) -> torch.Tensor:
+    """Reward [B] from the value cosine [B] in [-1, 1] and the semantic term [B] in [0, 1]."""
+    if config.form == "product":
+        return ((1 + value) / 2) ** config.w_val * semantic**config.w_sem
+    if config.form == "gated":
+        value = torch.where(semantic >= config.gate, value, -torch.ones_like(value))
+    return config.w_val * value + config.w_sem * semantic
+
+
+def worst_reward(config: RewardConfig) -> float:
+    """The least that `combine` can return: what empty, unfinished and unscorable rewrites get, and
+    where penalties stop.
+    """
+    return 0.0 if config.form == "product" else -config.w_val
+
+
+def repeated_share(text: str, n: int = REPEAT_WORDS) -> float:
+    """Share of the word n-grams of `text` that occurred in it before; 0 for texts shorter than n
+    words.
+    """
+    words = text.lower().split()
+    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    total = grams.total()
+    return (total - len(grams)) / total if total else 0.0
+
+
+def measure(
+    detector: ValueScorer,
+    fact_analyzer: FactScorer,
+    queries: Sequence[str],
+    sources: Sequence[str],
+    rewrites: Sequence[str],
+    targets: torch.Tensor,
+    batch_size: int = 64,
+) -> Measured:
+    """Learned scores of `rewrites` against `targets` [B, K]; equal rows are scored once.
+
+    A blank rewrite is not shown to the models: its values are 0 and both directions of its
+    consistency are 0.
+    """
+    _check_rows(queries, sources, rewrites, targets)
+    blank = torch.tensor([not text.strip() for text in rewrites], dtype=torch.bool)
+    rows = list(zip(queries, sources, rewrites, strict=True))
+    unique = list(dict.fromkeys(row for row in rows if row[2].strip()))
+    values = torch.zeros_like(targets, dtype=torch.float32)
+    fwd, bwd = torch.zeros(len(rows)), torch.zeros(len(rows))
+    if unique:
+        place = {row: i for i, row in enumerate(unique)}
+        index = torch.tensor([place.get(row, -1) for row in rows])[~blank]
+        values[~blank] = _values(detector, unique, batch_size)[index]
+        scores = fact_analyzer.consistency(
+            [row[1] for row in unique], [row[2] for row in unique], batch_size=batch_size
+        )
+        fwd[~blank], bwd[~blank] = scores.fwd.float()[index], scores.bwd.float()[index]
+    return Measured(
+        values=values,
+        cosine=cosine(values, targets),
+        l2=torch.linalg.vector_norm(values - targets, dim=-1),
+        consistency=Consistency(fwd=fwd, bwd=bwd, mean=published_mixture(fwd, bwd)),
+        blank=blank,
+    )
+
+
+def _values(
+    detector: ValueScorer, rows: list[tuple[str, str, str]], batch_size: int
+) -> torch.Tensor:
+    asked = list(dict.fromkeys((query, rewrite) for query, _, rewrite in rows))
+    place = {pair: i for i, pair in enumerate(asked)}
+    values = detector.predict(
+        [query for query, _ in asked], [rewrite for _, rewrite in asked], batch_size=batch_size
+    )
+    return values.float()[[place[query, rewrite] for query, _, rewrite in rows]]
+
+
+def _check_rows(
+    queries: Sequence[str], sources: Sequence[str], rewrites: Sequence[str], targets: torch.Tensor
+) -> None:
+    counts = {
+        "queries": len(queries),
+        "sources": len(sources),
+        "rewrites": len(rewrites),
+        "targets": len(targets),
+    }
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"rows to score do not match: {counts}")
+    bad = (
+        (~torch.isfinite(targets)).any(dim=-1).nonzero().flatten().tolist() if len(targets) else []
+    )
+    if bad:
+        raise NonFiniteRewardError(
+            f"the targets of {len(bad)} of {len(targets)} rows are not finite (first rows: "
+            f"{bad[:5]}); check the detector and the translator that made them"
+        )
+
+
+class RewardModel:
+    """Scores rewrites with a frozen detector and fact analyzer."""
+
+    def __init__(
+        self,
+        detector: ValueScorer,
+        fact_analyzer: FactScorer,
+        config: RewardConfig | None = None,
+    ) -> None:
+        self.detector = detector
+        self.fact_analyzer = fact_analyzer
+        self.config = config or RewardConfig()
+
+    def score(
+        self,
+        queries: Sequence[str],
+        sources: Sequence[str],
+        rewrites: Sequence[str],
+        targets: torch.Tensor,
+        finished: torch.Tensor | None = None,
+    ) -> RewardOutput:
+        """Rewards of B rewrites against targets [B, K]; `finished` [B] bool marks those not cut at
+        the limit.
+
+        Blank rewrites get the worst reward, unfinished ones what the settings say. Raises
+        NonFiniteRewardError when a component returns NaN or infinity, unless the settings replace
+        such rows.
+        """
+        config = self.config
+        measured = measure(
+            self.detector,
+            self.fact_analyzer,
+            queries,
+            sources,
+            rewrites,
+            targets,
+            config.batch_size,
+        )
+        broken = self._broken_rows(measured, rewrites)
+        semantic = semantic_term(measured.consistency, config.consistency)
+        reward = combine(measured.cosine, semantic, config)
+        if config.repetition_weight:
+            share = torch.tensor([repeated_share(text) for text in rewrites])
+            reward = reward - config.repetition_weight * share
+        worst = measured.blank | broken
+        if finished is not None and config.unfinished == "worst":
+            worst = worst | ~finished.bool().cpu()
+        elif finished is not None and config.unfinished == "penalty":
+            reward = reward - config.unfinished_penalty * (~finished.bool().cpu()).float()
+        floor = torch.full_like(reward, worst_reward(config))
+        return RewardOutput(
+            reward=torch.where(worst, floor, torch.maximum(reward, floor)),
+            cosine=measured.cosine,
+            semantic=semantic,
+            consistency=measured.consistency,
+            values=measured.values,
+            l2=measured.l2,
+            worst=worst,
+            non_finite=int(broken.sum()),
+        )
+
+    def _broken_rows(self, measured: Measured, rewrites: Sequence[str]) -> torch.Tensor:
+        consistency = torch.stack([measured.consistency.fwd, measured.consistency.bwd], dim=1)
+        parts = {"detector": measured.values, "fact analyzer": consistency}
+        broken = torch.zeros(len(rewrites), dtype=torch.bool)
+        for name, scores in parts.items():
+            bad = ~torch.isfinite(scores).all(dim=1)
+            if bad.any() and self.config.non_finite == "raise":
+                raise NonFiniteRewardError(_complaint(name, bad, rewrites))
+            broken |= bad
+        if broken.any():
+            warnings.warn(
+                f"{int(broken.sum())} of {len(rewrites)} rewrites had non-finite scores and got the "
+                "worst reward",
+                NonFiniteRewardWarning,
+                stacklevel=3,
+            )
+        return broken
+
+
+def _complaint(component: str, bad: torch.Tensor, rewrites: Sequence[str]) -> str:
+    rows = bad.nonzero().flatten().tolist()
+    shown = "; ".join(f"row {row}: {rewrites[row][:60]!r}" for row in rows[:3])
+    return (
+        f"the {component} returned NaN or infinite scores for {len(rows)} of {len(rewrites)} "
+        f"rewrites ({shown}). Its weights are damaged or overflowed: train or load it again. "
+        "The step was not taken."
+    )
