@@ -23,7 +23,7 @@ from visa_core.data.schema import (
     report_rejected,
 )
 from visa_core.data.valueeval import read_valueeval23
-from visa_core.types import Dialogue, PreferencePair, Rejected, VectorDict
+from visa_core.types import Dialogue, PreferencePair, Rejected, RewriteExample, VectorDict
 from visa_core.value_space import ValueSpace
 from visa_core.values import SCHWARTZ
 
@@ -44,10 +44,14 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDialogue:
-    """A dialogue and, from ValueEval'23, its twenty categories as 0 or 1 (else None)."""
+    """A dialogue and, from ValueEval'23, its twenty categories as 0 or 1 (else None).
+
+    Rows of one `group` share a topic: a held-out set that shares topics with training flatters.
+    """
 
     dialogue: Dialogue
     categories: tuple[int, ...] | None = None
+    group: str = ""
 
 
 def parse_spec(text: str) -> DataSpec:
@@ -82,15 +86,46 @@ def load_labelled(specs: Sequence[str], space: ValueSpace = SCHWARTZ) -> list[La
         spec = parse_spec(text)
         rows, rejected = READERS[spec.kind][1](spec, space)
         report_rejected(rejected, len(rows) + len(rejected))
-        if not rows:
-            first = f"; the first: {describe_rejected(rejected[0])}" if rejected else ""
-            raise DataError(
-                f"--data {text!r} has no usable record ({len(rejected)} set aside{first})"
-            )
+        _refuse_empty(text, rows, rejected)
         everything += rows
     if not everything:
         raise DataError("no data: give --data at least once")
     return everything
+
+
+def load_rewrite_examples(
+    specs: Sequence[str], space: ValueSpace = SCHWARTZ
+) -> list[RewriteExample]:
+    """Examples with instruction and shift, from `jsonl:PATH` and `embedded`, for the translator.
+
+    Raises DataError like `load_dialogues`, and for kinds of data that hold no instructions.
+    """
+    everything: list[RewriteExample] = []
+    for text in specs:
+        spec = parse_spec(text)
+        if spec.kind == "jsonl":
+            needed = ("query", "response", "instruction", "shift")
+            rows, rejected = read_jsonl(
+                spec.arguments[0], RewriteExample, required=needed, space=space
+            )
+            report_rejected(rejected, len(rows) + len(rejected))
+            _refuse_empty(text, rows, rejected)
+        elif spec.kind == "embedded":
+            from visa_core.data import embedded
+
+            rows = embedded.rewrites(*_rows_and_seed(spec))
+        else:
+            raise DataError(f"--data {text!r} holds no instructions; use jsonl:PATH or embedded")
+        everything += rows
+    if not everything:
+        raise DataError("no data: give --data at least once")
+    return everything
+
+
+def _refuse_empty(text: str, rows: Sequence[object], rejected: Sequence[Rejected]) -> None:
+    if not rows:
+        first = f"; the first: {describe_rejected(rejected[0])}" if rejected else ""
+        raise DataError(f"--data {text!r} has no usable record ({len(rejected)} set aside{first})")
 
 
 def read_fulcra(
@@ -203,7 +238,11 @@ def _load_fulcra(spec: DataSpec, space: ValueSpace) -> Rows:
 def _load_valueeval23(spec: DataSpec, space: ValueSpace) -> Rows:
     arguments = read_valueeval23(*spec.arguments)
     rows = [
-        LabelledDialogue(dialogue=argument.dialogue(space), categories=argument.categories)
+        LabelledDialogue(
+            dialogue=argument.dialogue(space),
+            categories=argument.categories,
+            group=argument.conclusion,
+        )
         for argument in arguments
     ]
     return rows, []
@@ -226,13 +265,16 @@ def _load_jsonl(spec: DataSpec, space: ValueSpace) -> Rows:
 def _load_embedded(spec: DataSpec, space: ValueSpace) -> Rows:
     from visa_core.data import embedded
 
-    numbers = []
-    for argument in spec.arguments:
+    return _plain(embedded.dialogues(*_rows_and_seed(spec))), []
+
+
+def _rows_and_seed(spec: DataSpec) -> tuple[int, int]:
+    numbers = [EMBEDDED_ROWS, 0]
+    for position, argument in enumerate(spec.arguments):
         if not argument.isdecimal():
             raise DataError(f"--data {spec.text!r}: {argument!r} is not a whole number")
-        numbers.append(int(argument))
-    rows, seed = (*numbers, *(EMBEDDED_ROWS, 0)[len(numbers) :])
-    return _plain(embedded.dialogues(rows, seed)), []
+        numbers[position] = int(argument)
+    return numbers[0], numbers[1]
 
 
 READERS: dict[str, tuple[str, Callable[[DataSpec, ValueSpace], Rows]]] = {

@@ -67,15 +67,20 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_backbone(
-        cls, backbone: str, texts: Sequence[str] = (), max_length: int = 512
+        cls,
+        backbone: str,
+        texts: Sequence[str] = (),
+        max_length: int = 512,
+        **builtin_size: int,
     ) -> TextEncoder:
         """An encoder by name: "builtin" (from scratch, vocabulary from `texts`), "minilm", or a
         folder.
 
-        The weights of the built-in one are drawn from torch's global generator.
+        The weights of the built-in one are drawn from torch's global generator; `builtin_size` goes
+        to `builtin` and means nothing to the others.
         """
         if backbone == "builtin":
-            return cls.builtin(texts, max_length=max_length)
+            return cls.builtin(texts, max_length=max_length, **builtin_size)
         folder = minilm_folder() if backbone == "minilm" else Path(backbone)
         return cls.from_folder(folder, max_length)
 

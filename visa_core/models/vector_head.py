@@ -89,6 +89,8 @@ class VectorModel(nn.Module):
         pooling: Pooling = "attention",
         max_length: int = 256,
         category_head: bool = False,
+        hidden_size: int = 128,
+        layers: int = 2,
     ) -> Self:
         """A model on a fresh or pretrained backbone; `texts` give the built-in one its
         vocabulary.
