@@ -1,4 +1,6 @@
-"""Typed settings. Defaults are the hyperparameters of the paper where it names them; the embedded
+"""Typed settings. Defaults are the paper's hyperparameters where it names them; the embedded recipe
+overrides them in one place.
+"""
 
 from __future__ import annotations
 

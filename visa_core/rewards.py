@@ -261,8 +261,8 @@ class RewardModel:
             broken |= bad
         if broken.any():
             warnings.warn(
-                f"{int(broken.sum())} of {len(rewrites)} rewrites had non-finite scores and got the "
-                "worst reward",
+                f"{int(broken.sum())} of {len(rewrites)} rewrites had non-finite scores and got "
+                "the worst reward",
                 NonFiniteRewardWarning,
                 stacklevel=3,
             )
