@@ -162,7 +162,8 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        if scratch.exists():
+            scratch.unlink()
 
 
 def describe_rejected(rejected: Rejected) -> str:

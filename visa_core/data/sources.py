@@ -111,9 +111,10 @@ def load_rewrite_examples(
             report_rejected(rejected, len(rows) + len(rejected))
             _refuse_empty(text, rows, rejected)
         elif spec.kind == "embedded":
+            count, seed = _rows_and_seed(spec)
             from visa_core.data import embedded
 
-            rows = embedded.rewrites(*_rows_and_seed(spec))
+            rows = embedded.rewrites(count, seed)
         else:
             raise DataError(f"--data {text!r} holds no instructions; use jsonl:PATH or embedded")
         everything += rows
@@ -263,9 +264,10 @@ def _load_jsonl(spec: DataSpec, space: ValueSpace) -> Rows:
 
 
 def _load_embedded(spec: DataSpec, space: ValueSpace) -> Rows:
+    rows, seed = _rows_and_seed(spec)
     from visa_core.data import embedded
 
-    return _plain(embedded.dialogues(*_rows_and_seed(spec))), []
+    return _plain(embedded.dialogues(rows, seed)), []
 
 
 def _rows_and_seed(spec: DataSpec) -> tuple[int, int]:
