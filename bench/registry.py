@@ -1,8 +1,8 @@
 """What is measured: per op its cases, and per case the providers that stand side by side.
 
 A provider is any implementation of the op: each backend of visa_kernels, and foreign ones to
-compare with. A case says what its inputs are and what the work costs, so that each time is also a fraction
-of what the device could do.
+compare with. A case says what its inputs are and what the work costs, so that each time is also a
+fraction of what the device could do.
 """
 
 from __future__ import annotations

@@ -45,9 +45,10 @@ def test_known_numbers() -> None:
 
 
 def test_equal_rewards_and_groups_of_one_give_exact_zeros() -> None:
-    rewards = torch.tensor([0.1] * 7 + [3.0])
     groups = torch.tensor([4] * 7 + [9])
-    assert group_advantages(rewards, groups).tolist() == [0.0] * 8
+    for dtype in (torch.float32, torch.float64):
+        rewards = torch.tensor([0.1] * 7 + [3.0], dtype=dtype)
+        assert group_advantages(rewards, groups).tolist() == [0.0] * 8
     assert group_advantages(torch.tensor([2.0]), torch.tensor([0]), "batch").tolist() == [0.0]
 
 

@@ -201,7 +201,11 @@ def test_metrics_against_hand_computed() -> None:
     w = np.exp(d)
     correction = np.exp((b.old - b.sampler).numpy()[kept])
     to_ref = (b.ref - b.logp).numpy()[kept]
+    ratio = np.exp((b.logp - b.old).numpy()[kept])
+    advantage = b.adv.repeat_interleave(b.lengths).numpy()[kept]
     expected = {
+        "clip_low_frac": ((ratio < 1 - LOW) & (advantage < 0)).mean(),
+        "clip_high_frac": ((ratio > 1 + HIGH) & (advantage > 0)).mean(),
         "kl_k1": -d.mean(),
         "kl_k3": (w - 1 - d).mean(),
         "ess": w.sum() ** 2 / (w**2).sum() / len(w),
