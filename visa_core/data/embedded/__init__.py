@@ -1,1 +1,6 @@
-"""A corpus whose facts and values are known by construction."""
+"""The embedded corpus: texts whose facts and values are known by construction, so that the whole job runs without any file."""
+
+from visa_core.data.embedded.corpus import ReferenceNoise, paraphrases, rewrites
+from visa_core.data.embedded.pairs import dialogues, nli_pairs, preferences
+
+__all__ = ["ReferenceNoise", "dialogues", "nli_pairs", "paraphrases", "preferences", "rewrites"]

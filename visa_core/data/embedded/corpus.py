@@ -171,7 +171,7 @@ def as_dict(levels: np.ndarray) -> dict[str, float]:
     return {SCHWARTZ.names[k]: float(levels[k]) for k in np.flatnonzero(levels)}
 
 
-def rewrites(n: int, seed: int, noise: ReferenceNoise | None = None) -> list[RewriteExample]:
+def rewrites(n: int = 6000, seed: int = 0, noise: ReferenceNoise | None = None) -> list[RewriteExample]:
     """Rewriting tasks with instruction, shift, target and a reference; `noise` spoils the references."""
     rng = np.random.default_rng([seed, 1])
     values = draw_levels(rng, n, (0.15, 0.45, 0.4))
@@ -201,7 +201,7 @@ def rewrites(n: int, seed: int, noise: ReferenceNoise | None = None) -> list[Rew
     return records
 
 
-def paraphrases(n: int, seed: int) -> list[RewriteExample]:
+def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
     """Clean paraphrases: same facts, same values, other words and order; no instruction, shift or target."""
     rng = np.random.default_rng([seed, 2])
     plan = draw_facts(rng, rng.choice([2, 3], n, p=[0.5, 0.5]))
