@@ -1,1 +1,1 @@
-"""Detector, translator, fact analyzer and rewriter: each usable alone, saved and loaded as a folder."""
+"""Detector, translator, fact analyzer and rewriter: each usable alone, each saved as a folder."""
