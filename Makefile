@@ -22,7 +22,7 @@ venv: $(STAMP)
 # The torch that the project is developed with goes in first; the project itself accepts a range.
 $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH)
 	$(PIP) --editable ".[dev,minilm]"
 	@$(PY) -c "from visa_kernels.backend import extension_status; print(extension_status().line())"
 	@touch $(STAMP)
