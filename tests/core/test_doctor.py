@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,3 +97,18 @@ def test_an_extension_left_out_of_the_build_says_why(
     assert "CompileError: no g++" in report["extension"]["error"]
     assert "compiler" in report["extension"]["advice"]
     assert "plain torch is used" in doctor.render(report)
+
+
+def test_it_runs_where_torch_itself_is_broken(site: Path, repo: Path) -> None:
+    fake_package(site, "torch", "2.13.0", "raise OSError('libcudart.so.13: cannot open shared')")
+    folders = (site, repo, repo / "kernels", repo / "trainers")
+    code = "import sys; from visa_core.doctor import main_doctor; sys.exit(main_doctor())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "OSError: libcudart.so.13: cannot open shared" in done.stdout
+    assert "not ready: a package that VISA needs does not work" in done.stdout
