@@ -65,7 +65,7 @@ extension = Extension(
     depends=HEADERS,
     include_dirs=["csrc"],
     language="c++",
-    extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
     optional=True,
 )
 

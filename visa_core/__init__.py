@@ -2,7 +2,7 @@
 
     from visa_core import Pipeline
 
-    pipeline = Pipeline.from_pretrained("visa-out/system")
+    pipeline = Pipeline.from_pretrained(folder)
     pipeline.rewrite(query, response, instruction="make this more conservation-minded")
 
 The names below load their module, and with it torch and transformers, when they are first used.
