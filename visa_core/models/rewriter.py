@@ -111,16 +111,20 @@ class Rewriter:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), tokenizer and settings; the folder also loads in transformers and vLLM."""
+        with atomic_folder(Path(folder)) as scratch:
+            self.write(scratch)
+
+    def write(self, folder: Path) -> None:
+        """Write all files into an existing folder; `save_pretrained` does so atomically."""
         settings = {
             "template": self.template.text(),
             "space": self.space.to_dict(),
             "max_prompt": self.max_prompt,
             "max_completion": self.max_completion,
         }
-        with atomic_folder(Path(folder)) as scratch:
-            self.model.save_pretrained(scratch, safe_serialization=True)
-            self.tokenizer.save_pretrained(scratch)
-            (scratch / SETTINGS).write_text(json.dumps(settings, indent=1))
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     @property
     def pad_id(self) -> int:

@@ -1,0 +1,61 @@
+"""What the rewriter's stages share: the model to start from, its optimizer, the run on disk."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+import torch
+
+from visa_core.config import RewriterTraining
+from visa_core.models.rewriter import Rewriter
+from visa_core.training.optim import Optimizer
+from visa_core.training.run import Run, Stateful
+
+log = logging.getLogger("visa_core.training")
+
+
+def report_set_aside(problems: list[str], total: int) -> None:
+    """Warn about records that cannot be trained on; raises ValueError when none is left."""
+    if problems:
+        log.warning("%d of %d records set aside; the first: %s", len(problems), total, problems[0])
+    if len(problems) == total:
+        raise ValueError(f"none of the {total} records can be trained on; the first: {problems[0]}")
+
+
+def load_rewriter(config: RewriterTraining) -> Rewriter:
+    """The rewriter to start from, with the run's limits."""
+    rewriter = Rewriter.from_pretrained(config.model, template=config.template)
+    rewriter.max_prompt, rewriter.max_completion = config.max_prompt, config.max_completion
+    return rewriter
+
+
+def make_optimizer(model: torch.nn.Module, config: RewriterTraining, total_steps: int) -> Optimizer:
+    """The optimizer that the settings describe."""
+    return Optimizer(
+        model,
+        total_steps,
+        lr=config.lr,
+        name=config.optimizer,
+        muon_lr=config.muon_lr,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def open_run(config: RewriterTraining, total_steps: int, state: dict[str, Stateful], label: str) -> Run:
+    """The run on disk that the settings describe."""
+    return Run(
+        config.out,
+        total_steps,
+        state,
+        seed=config.seed,
+        save_every=config.save_every,
+        resume=config.resume,
+        tensorboard=config.tensorboard,
+        label=label,
+        config=asdict(config),
+    )
