@@ -52,5 +52,5 @@ gpu:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so
-	rm -f kernels/visa_kernels/_extension_skipped.txt
+	rm -f kernels/visa_kernels/_extension_skipped.txt $(STAMP)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
