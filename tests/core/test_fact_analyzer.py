@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from visa_core.models.encoder import ModelFolderError
-from visa_core.models.exact_match import exact_match_types
+from visa_core.models.exact_match import TokenFeatures
 from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer
 from visa_core.models.nli_labels import UnclearLabelsError, label_order
 from visa_core.models.sentences import fit_pieces, premise_chunks, split_sentences
 
 WORDS = (
-    "the meeting at 4am is led by Amara Bruno train to Oslo leaves platform 7 needs rice lasts weeks"
-    " a b c d . ,"
+    "the meeting at 4am is led by Amara Bruno train to Oslo leaves platform 7 needs rice lasts"
+    " weeks a b c d . ,"
 ).split()
 FIRST = "Amara led the meeting at 4am."
 SECOND = "the train to Oslo leaves platform 7."
@@ -70,10 +71,14 @@ def tiny_model(
 
 
 def analyzer(limit: int = 64, **options: object) -> FactAnalyzer:
-    types = 4 if options.get("exact_match_types") else 2
-    return FactAnalyzer(
-        tiny_model(limit=limit, types=types), tiny_tokenizer(), AnalyzerSettings(**options)
-    )
+    return FactAnalyzer(tiny_model(limit=limit), tiny_tokenizer(), AnalyzerSettings(**options))
+
+
+def featured(**options: object) -> FactAnalyzer:
+    tokenizer = tiny_tokenizer()
+    features = TokenFeatures.fit(tokenizer, [f"{FIRST} {SECOND}"] * 2)
+    settings = AnalyzerSettings(**options)
+    return FactAnalyzer(tiny_model(types=8), tokenizer, settings, features=features)
 
 
 def direct(model: FactAnalyzer, premise: str, hypothesis: str) -> torch.Tensor:
@@ -167,7 +172,7 @@ def test_folder_without_model_or_classifier_is_refused(tmp_path: Path) -> None:
 
 
 def test_save_and_load_keep_scores_and_settings(tmp_path: Path) -> None:
-    model = analyzer(split="sentence", direction="source_entails_rewrite", exact_match_types=True)
+    model = featured(split="sentence", direction="source_entails_rewrite")
     model.save_pretrained(tmp_path / "nli")
     loaded = FactAnalyzer.from_pretrained(tmp_path / "nli")
     assert loaded.settings == model.settings
@@ -177,9 +182,9 @@ def test_save_and_load_keep_scores_and_settings(tmp_path: Path) -> None:
     assert (tmp_path / "nli/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_batch_equals_single_in_order_with_repeats(exact: bool) -> None:
-    model = analyzer(exact_match_types=exact)
+@pytest.mark.parametrize("make", [analyzer, featured])
+def test_batch_equals_single_in_order_with_repeats(make: Callable[[], FactAnalyzer]) -> None:
+    model = make()
     texts = [FIRST, SECOND, THIRD, f"{FIRST} {SECOND}", "Oslo", FIRST]
     premises = [p for p in texts for _ in texts]
     hypotheses = [h for _ in texts for h in texts]
@@ -256,12 +261,27 @@ def test_direction_swaps_fwd_and_bwd() -> None:
     assert float(standard.fwd[0]) == pytest.approx(float(direct(model, SECOND, FIRST)[0]), abs=1e-6)
 
 
-def test_exact_match_types_by_hand() -> None:
-    #        CLS  the Amara SEP  Amara  7  SEP PAD
+def test_token_features_by_hand() -> None:
+    # Usual neighbours: start 5, 5 9, 9 end, start 9; the edge is token 3, the vocabulary has 10.
+    usual = torch.tensor(sorted([3 * 10 + 5, 5 * 10 + 9, 9 * 10 + 3, 3 * 10 + 9]))
+    features = TokenFeatures(usual, vocab=10, edge=3)
+    #                    CLS 5  9 SEP 9  7 SEP PAD
     ids = torch.tensor([[2, 5, 9, 3, 9, 7, 3, 0]])
     segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0]])
     special = torch.tensor([[1, 0, 0, 1, 0, 0, 1, 1]])
-    assert exact_match_types(ids, segments, special).tolist() == [[0, 0, 2, 0, 3, 1, 1, 0]]
+    # 9 stands in both texts (+ 2); 7 after 9, and an end after 7, are unusual (+ 4).
+    assert features(ids, segments, special).tolist() == [[0, 0, 2, 0, 3, 5, 5, 0]]
+
+
+def test_usual_neighbours_leave_out_what_chance_joined() -> None:
+    tokenizer = tiny_tokenizer()
+    texts = ["Amara led the meeting"] * 400 + ["meeting Amara the led"] * 3
+    features = TokenFeatures.fit(tokenizer, texts)
+    one, other = "Amara led the meeting", "meeting Amara the led"
+    model = FactAnalyzer(tiny_model(types=8), tokenizer, features=features)
+    types = model.encode([(one, other)])["token_type_ids"][0]
+    # CLS, 4 fluent words of the other text, SEP, 4 words in an order seen too rarely, SEP.
+    assert types.tolist() == [0, 2, 2, 2, 2, 0, 7, 7, 7, 7, 5]
 
 
 def test_wrong_lengths_and_settings_are_refused() -> None:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError
-from visa_core.models.exact_match import exact_match_types
+from visa_core.models.exact_match import TokenFeatures
 from visa_core.models.nli_labels import label_order
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
 from visa_core.training.checkpoint import atomic_folder
@@ -50,10 +50,6 @@ class AnalyzerSettings:
     """
     max_tokens: int | None = None
     """Longest pair in tokens; None takes the model's own limit."""
-    exact_match_types: bool = False
-    """Token types carry the exact-match feature; set for the built-in model, meaningless for
-    others.
-    """
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "sentence"):
@@ -76,13 +72,16 @@ class FactAnalyzer:
         tokenizer: PreTrainedTokenizerBase,
         settings: AnalyzerSettings | None = None,
         *,
+        features: TokenFeatures | None = None,
         folder: str = "this model",
     ) -> None:
+        """`features` are the token types that the built-in model reads; others have none."""
         self.settings = settings or AnalyzerSettings()
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.features = features
         self.order = label_order(model.config.id2label, folder)
-        self.limit = self.settings.max_tokens or model_limit(model, tokenizer)
+        self.limit = min(self.settings.max_tokens or 10**9, model_limit(model, tokenizer))
         self._special = tokenizer.num_special_tokens_to_add(pair=True)
 
     @classmethod
@@ -109,7 +108,9 @@ class FactAnalyzer:
             )
         kept = getattr(model.config, SETTINGS_KEY, None) or {}
         settings = AnalyzerSettings(**{**kept, **overrides})
-        return cls(model.to(device).float(), tokenizer, settings, folder=str(path))
+        features = TokenFeatures.load(path)
+        model = model.to(device).float()
+        return cls(model, tokenizer, settings, features=features, folder=str(path))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write safetensors, config.json (with the settings) and tokenizer files aside, then rename
@@ -125,6 +126,8 @@ class FactAnalyzer:
         setattr(self.model.config, SETTINGS_KEY, asdict(self.settings))
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.features is not None:
+            self.features.save(folder)
 
     def predict(
         self,
@@ -177,14 +180,13 @@ class FactAnalyzer:
             return_tensors="pt",
             return_special_tokens_mask=True,
             split_special_tokens=True,
-            return_token_type_ids=self.settings.exact_match_types or None,
+            return_token_type_ids=self.features is not None or None,
             verbose=False,
         )
         special = encoded.pop("special_tokens_mask")
-        if self.settings.exact_match_types:
-            encoded["token_type_ids"] = exact_match_types(
-                encoded["input_ids"], encoded["token_type_ids"], special
-            )
+        if self.features is not None:
+            segments = encoded["token_type_ids"]
+            encoded["token_type_ids"] = self.features(encoded["input_ids"], segments, special)
         return dict(encoded)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -197,6 +199,11 @@ class FactAnalyzer:
             for index in self.order
         ]
         return torch.stack(columns, dim=1)
+
+    def pair_lengths(self, pairs: list[Pair]) -> list[int]:
+        """Tokens of each pair, special ones included."""
+        lengths = self._lengths([text for pair in pairs for text in pair])
+        return [lengths[a] + lengths[b] + self._special for a, b in pairs]
 
     def _count(self, text: str) -> int:
         return len(
