@@ -202,10 +202,15 @@ def rewrites(n: int = 6000, seed: int = 0, noise: ReferenceNoise | None = None) 
 
 
 def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
-    """Clean paraphrases: same facts, same values, other words and order; no instruction, shift or target."""
+    """Clean paraphrases: same facts, same values, other words and order.
+
+    Their targets are noise that the reference does not follow, so a model of them keeps facts and ignores targets: it stands in
+    for a pretrained LM that can copy and has not learned to steer values.
+    """
     rng = np.random.default_rng([seed, 2])
     plan = draw_facts(rng, rng.choice([2, 3], n, p=[0.5, 0.5]))
     plan = replace(plan, levels=draw_levels(rng, n, (0.2, 0.4, 0.4)))
+    targets = draw_levels(rng, n, (0.1, 0.4, 0.4, 0.1))
     writer = Writer(rng)
     records = []
     for row in range(n):
@@ -216,6 +221,7 @@ def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
                 response=writer.text(facts, levels),
                 instruction="",
                 values=as_dict(levels),
+                target=as_dict(targets[row]),
                 reference=writer.text(facts, levels, shuffle=True),
                 id=f"paraphrase-{seed}-{row}",
             )
