@@ -142,8 +142,8 @@ def check_text(name: str, value: object, may_be_empty: bool = False) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
-    """Write dataclass records or dictionaries, one a line, aside and renamed. None fields are left
-    out.
+    """Write dataclass records, without their None fields, or dictionaries as they are, one a line,
+    aside and renamed.
 
     Raises DataError, with what was there before untouched, when the file cannot be written.
     """
@@ -153,8 +153,7 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
             for record in records:
-                row = record if isinstance(record, dict) else dataclasses.asdict(record)
-                row = {name: value for name, value in row.items() if value is not None}
+                row = record if isinstance(record, dict) else _without_none(record)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -164,6 +163,11 @@ def write_jsonl(path: str | Path, records: Iterable[Any]) -> None:
     finally:
         if scratch.exists():
             scratch.unlink()
+
+
+def _without_none(record: Any) -> dict[str, Any]:
+    row = dataclasses.asdict(record)
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def describe_rejected(rejected: Rejected) -> str:

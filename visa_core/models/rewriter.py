@@ -181,18 +181,38 @@ class Rewriter:
         batch_size: int = 64,
     ) -> list[str]:
         """Rewrite B responses towards targets [B, K]; greedy by default."""
+        options = {"temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+        return self.sample(queries, responses, targets, **options)[0]
+
+    def sample(
+        self,
+        queries: Sequence[str],
+        responses: Sequence[str],
+        targets: torch.Tensor,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> tuple[list[str], torch.Tensor]:
+        """Like `rewrite`, and which rewrites came to their end, [B] bool.
+
+        The others were cut at max_completion.
+        """
         rows = zip(queries, responses, targets, strict=True)
         prompts = [self.prompt(query, response, target).ids for query, response, target in rows]
         sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_new_tokens=self.max_completion)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts = [""] * len(prompts)
+        finished = torch.zeros(len(prompts), dtype=torch.bool)
         engine = self.engine()
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             rollouts = engine.generate([prompts[i] for i in chosen], 1, sampling, seed + start)
+            finished[chosen] = rollouts.finished
             for i, text in zip(chosen, self.decode(rollouts), strict=True):
                 texts[i] = text
-        return texts
+        return texts, finished
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 _NAME = re.compile(r"step-(\d{8})$")
+_LEFTOVER = re.compile(r"\.(.+)\.(writing|old)-(\d+)")
 _TENSOR = "__tensor__"
 
 
@@ -37,7 +38,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        recover_folder(path)
         scratch.mkdir()
         yield scratch
         for file in scratch.rglob("*"):
@@ -51,6 +52,57 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Put right what processes that were killed while they wrote `path` left beside it.
+
+    A folder moved away whose successor never came is put back; half-written ones are deleted.
+    Leftovers of a process that still lives are its own business.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        return
+    for folder in list(path.parent.iterdir()):
+        match = _LEFTOVER.fullmatch(folder.name)
+        if match is None or match[1] != path.name or _lives_elsewhere(int(match[3])):
+            continue
+        if match[2] == "old" and not path.exists():
+            os.replace(folder, path)
+        else:
+            shutil.rmtree(folder)
+
+
+def _lives_elsewhere(pid: int) -> bool:
+    """Whether another process has this id; under our own an earlier process left what is there."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small file aside and rename it, so that a crash leaves the old text or the new one."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        _sync(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Free space or choose a writable folder with --out; "
+            "what was there before is untouched."
+        ) from error
+    finally:
+        if scratch.is_file():
+            scratch.unlink()
 
 
 def _replace_folder(scratch: Path, path: Path) -> None:

@@ -24,7 +24,9 @@ from visa_core.training.checkpoint import (
     CheckpointError,
     list_checkpoints,
     load_checkpoint,
+    recover_folder,
     save_checkpoint,
+    write_file,
 )
 
 
@@ -34,6 +36,10 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class RunFinished(CheckpointError):
+    """--resume of a run that has its result: there is nothing left to do."""
 
 
 class TrainingStopped(SystemExit):
@@ -101,9 +107,16 @@ class Run:
         record = json.loads(json.dumps({"config": config, "total_steps": self.total_steps}, default=str))
         path = self.out_dir / "run.json"
         try:
+            recover_folder(self.out_dir)
             self.out_dir.mkdir(parents=True, exist_ok=True)
             if resume and path.exists():
-                _refuse_other_config(path, json.loads(path.read_text()), record)
+                old = json.loads(path.read_text())
+                finished = old.pop("finished", False)
+                _refuse_other_config(path, old, record)
+                if finished:
+                    raise RunFinished(
+                        f"{self.out_dir} holds the result of this run: nothing is left to resume"
+                    )
                 return
             if not resume and list_checkpoints(self.out_dir):
                 raise CheckpointError(
@@ -111,7 +124,7 @@ class Run:
                     "--out, or delete its folder 'checkpoints'"
                 )
             self.metrics_path.write_text("")
-            path.write_text(json.dumps(record, indent=1))
+            write_file(path, json.dumps(record, indent=1))
         except OSError as error:
             raise CheckpointError(
                 f"cannot write the run folder {self.out_dir}: {error}. Choose a writable folder with --out."

@@ -4,6 +4,7 @@ update.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -179,7 +180,8 @@ def write_result(run_folder: Path, write: Callable[[Path], None]) -> None:
     """
     with atomic_folder(run_folder) as scratch:
         write(scratch)
-        for name in ("metrics.jsonl", "run.json"):
-            shutil.copy2(run_folder / name, scratch / name)
+        shutil.copy2(run_folder / "metrics.jsonl", scratch / "metrics.jsonl")
+        record = json.loads((run_folder / "run.json").read_text()) | {"finished": True}
+        (scratch / "run.json").write_text(json.dumps(record, indent=1))
         if (run_folder / "tensorboard").is_dir():
             shutil.copytree(run_folder / "tensorboard", scratch / "tensorboard")
