@@ -40,7 +40,7 @@ Target = Mapping[str, float] | str
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteRequest:
-    """One response to rewrite, by an instruction in words or towards explicit values: one of them."""
+    """One response to rewrite: by an instruction in words, or towards explicit values."""
 
     query: str
     response: str
@@ -75,8 +75,9 @@ class RewriteResult:
     finished: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON. Rows of requests have a "target" already, so `text` becomes "rewrite"
-        and `target` "target_values".
+        """Plain data for JSON, with `text` as "rewrite" and `target` as "target_values".
+
+        Rows of requests, beside which these stand in a file, have a "target" already.
         """
         row = asdict(self)
         return {"rewrite": row.pop("text"), "target_values": row.pop("target"), **row}
@@ -130,7 +131,7 @@ class Pipeline:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write all parts into sub-folders, and visa.json last: a folder that has it is complete."""
+        """Write the parts into sub-folders and, when all are there, visa.json."""
         folder = Path(folder)
         places: dict[str, str | None] = {}
         for name in PARTS:
@@ -179,9 +180,9 @@ class Pipeline:
         seed: int = 0,
         batch_size: int = 64,
     ) -> list[RewriteResult]:
-        """Rewrite many responses, in order; the errors of `rewrite`, for the first request that has one.
+        """Rewrite many responses, in order; raises as `rewrite` does, at the first bad request.
 
-        Sampled rewrites (temperature above 0) depend on the seed and on what they are batched with.
+        Sampled rewrites (temperature above 0) depend on the seed and on their batch.
         """
         before, targets = self.targets(requests, batch_size)
         return self.rewrite_towards(
@@ -206,7 +207,7 @@ class Pipeline:
     def targets(
         self, requests: Sequence[RewriteRequest], batch_size: int = 64
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values of the responses, targets of the rewrites), both [B, K]; checks every request first."""
+        """(values of the responses, targets), both [B, K]; checks every request first."""
         for request in requests:
             self.check(request)
         queries, responses = [r.query for r in requests], [r.response for r in requests]
@@ -221,7 +222,7 @@ class Pipeline:
                 [responses[i] for i in asked],
                 batch_size,
             )
-            _refuse_non_finite("translator", shifts)
+            refuse_non_finite("translator", shifts)
             targets[asked] = clip_target(before[asked], shifts)
         for i, request in enumerate(requests):
             if request.target is not None:
@@ -246,8 +247,8 @@ class Pipeline:
         measured = measure(
             self.detector, self.fact_analyzer, queries, responses, texts, targets, batch_size
         )
-        _refuse_non_finite("detector", measured.values)
-        _refuse_non_finite("fact analyzer", measured.consistency.mean)
+        refuse_non_finite("detector", measured.values)
+        refuse_non_finite("fact analyzer", measured.consistency.mean)
         return self._results(texts, finished, before, targets, measured)
 
     def _results(
@@ -281,7 +282,7 @@ class Pipeline:
         self, queries: Sequence[str], responses: Sequence[str], batch_size: int
     ) -> torch.Tensor:
         values = self.detector.predict(queries, responses, batch_size)
-        _refuse_non_finite("detector", values)
+        refuse_non_finite("detector", values)
         return values
 
     def _explicit(self, target: Target) -> torch.Tensor:
@@ -311,8 +312,8 @@ def write_system(
 ) -> Path:
     """Write visa.json, which makes `folder` a system folder; returns its path.
 
-    The parts' paths are relative to the folder; translator None makes a system for explicit targets.
-    Raises ModelFolderError when a part is not there, CheckpointError when the file cannot be written.
+    The parts' paths are relative to the folder; without translator only explicit targets work.
+    Raises ModelFolderError when a part is not there, CheckpointError when writing fails.
     """
     folder = Path(folder)
     parts = {
@@ -374,11 +375,11 @@ def _refuse_other_space(part: str, found: ValueSpace, wanted: ValueSpace) -> Non
     if found.names != wanted.names:
         raise ModelFolderError(
             f"the {part} speaks of the values of space {found.name!r} ({', '.join(found.names)}), "
-            f"the system of {wanted.name!r} ({', '.join(wanted.names)}); train all parts with one space"
+            f"the system of {wanted.name!r} ({', '.join(wanted.names)}); train all parts with one"
         )
 
 
-def _refuse_non_finite(part: str, scores: torch.Tensor) -> None:
+def refuse_non_finite(part: str, scores: torch.Tensor) -> None:
     if not torch.isfinite(scores).all():
         raise NonFiniteRewardError(
             f"the {part} returned NaN or infinite scores; its weights are damaged: "

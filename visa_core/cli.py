@@ -1,0 +1,209 @@
+"""The `visa` command. Options are the fields of the settings' dataclasses, help their docstrings.
+
+Nothing heavy is imported before the options are read, and only this module of visa_core knows the
+trainers. A user's error is one sentence on stderr and exit status 2; VISA_DEBUG=1 shows where it
+came from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, arg, subcommand
+
+from visa_core import config as settings
+from visa_core.commands import options
+
+log = logging.getLogger("visa_core.cli")
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def _named(name: str, *aliases: str) -> Any:
+    return subcommand(name=name, prefix_name=False, aliases=aliases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one part: detector, translator, nli (the fact analyzer), sft or grpo (the rewriter)."""
+
+    stage: Annotated[
+        Annotated[settings.DetectorConfig, _named("detector")]
+        | Annotated[settings.TranslatorConfig, _named("translator")]
+        | Annotated[settings.NLIConfig, _named("nli")]
+        | Annotated[settings.SFTConfig, _named("sft")]
+        | Annotated[settings.GRPOConfig, _named("grpo")],
+        arg(name=""),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a detector against labels, or a system's rewriter beside the copy baseline."""
+
+    what: Annotated[
+        Annotated[options.EvaluateDetectorOptions, _named("detector")]
+        | Annotated[options.EvaluateRewriterOptions, _named("rewriter", "rewrites")],
+        arg(name=""),
+    ]
+
+
+Command = (
+    Annotated[options.QuickstartOptions, _named("quickstart")]
+    | Annotated[Train, _named("train")]
+    | Annotated[Evaluate, _named("evaluate")]
+    | Annotated[options.RewriteOptions, _named("rewrite")]
+    | Annotated[options.DetectOptions, _named("detect")]
+    | Annotated[options.DoctorOptions, _named("doctor")]
+)
+
+STAGES = {
+    settings.DetectorConfig: "detector",
+    settings.TranslatorConfig: "translator",
+    settings.NLIConfig: "nli",
+    settings.SFTConfig: "sft",
+    settings.GRPOConfig: "grpo",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Wrong options end the process with status 2."""
+    arguments = joined_data(list(sys.argv[1:] if argv is None else argv))
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="visa",
+        description="Rewrite an LLM's answers to a wanted profile of human values, facts kept.",
+        args=arguments,
+        config=(FlagCreatePairsOff,),
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.showwarning = _show_warning
+    try:
+        return run(command)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _reader_left()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("VISA_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"visa: {_sentence(error)}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def run(command: Any) -> int:
+    """The exit status of a command whose options are read."""
+    if isinstance(command, Train):
+        return train(command.stage)
+    if isinstance(command, options.QuickstartOptions):
+        return quickstart(command)
+    if isinstance(command, options.DoctorOptions):
+        from visa_core.doctor import main_doctor
+
+        return main_doctor(json=command.json)
+    if isinstance(command, Evaluate):
+        from visa_core.commands import evaluate
+
+        if isinstance(command.what, options.EvaluateDetectorOptions):
+            return evaluate.run_detector(command.what)
+        return evaluate.run_rewriter(command.what)
+    if isinstance(command, options.RewriteOptions):
+        from visa_core.commands import rewrite
+
+        return rewrite.run(command)
+    from visa_core.commands import detect
+
+    return detect.run(command)
+
+
+def train(stage: Any) -> int:
+    """Run a training stage; a run that has its result already is left as it is."""
+    from visa_core.training.run import RunFinished
+
+    trainer = importlib.import_module(f"visa_trainers.{STAGES[type(stage)]}")
+    try:
+        print(trainer.train(stage))
+    except RunFinished as finished:
+        log.info("%s", finished)
+        print(stage.out)
+    return 0
+
+
+def quickstart(chosen: options.QuickstartOptions) -> int:
+    """The whole job; ends with the table and the paths of the report."""
+    from visa_trainers.quickstart import QuickstartConfig, run
+
+    report = run(QuickstartConfig(**{f.name: getattr(chosen, f.name) for f in fields(chosen)}))
+    print(report_summary(report))
+    return 0
+
+
+def report_summary(report: Any) -> str:
+    """The table of report.json, its warnings, and the paths of everything beside it."""
+    import json
+
+    from visa_core.evaluation import tables
+
+    record = json.loads(report.read_text(encoding="utf-8"))
+    pictures = [str(report.with_name(name)) for name in record.get("pictures", [])]
+    parts = [
+        tables.to_markdown(record["methods"]),
+        *(f"warning: {warning}" for warning in record.get("warnings", [])),
+        str(report.with_name("report.md")),
+        str(report),
+        *pictures,
+    ]
+    return "\n".join(parts)
+
+
+def joined_data(arguments: list[str]) -> list[str]:
+    """`--data A ... --data B` as `--data A B ...`: what is given twice is joined, not replaced."""
+    values: list[str] = []
+    rest: list[str] = []
+    place: int | None = None
+    inside = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == "--data":
+            inside = True
+            place = len(rest) if place is None else place
+            values += [value] if equals else []
+        elif inside and not argument.startswith("-"):
+            values.append(argument)
+        else:
+            inside = False
+            rest.append(argument)
+    if place is None:
+        return rest
+    return [*rest[:place], "--data", *values, *rest[place:]]
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error).strip() or type(error).__name__
+
+
+def _reader_left() -> int:
+    """Whoever read our output has gone, such as `| head`: nothing is left to flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    log.warning("%s", message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
