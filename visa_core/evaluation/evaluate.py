@@ -185,8 +185,8 @@ def _check(
         raise ValueError("nothing to evaluate: there are no examples")
     if tuple(targets.shape) != (len(examples), space.size):
         raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, but there are {len(examples)} examples and "
-            f"{space.size} values in space {space.name!r}"
+            f"targets have shape {tuple(targets.shape)}, but there are {len(examples)} examples "
+            f"and {space.size} values in space {space.name!r}"
         )
     if "copy" in methods:
         raise ValueError(
