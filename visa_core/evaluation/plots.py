@@ -102,9 +102,11 @@ def consistency_against_error(
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
             "markersize": 8,
+            "clip_on": False,
+            "zorder": 3,
         }
         x, y = summary["l2_mean"], summary["consistency_mean"]
-        axis.plot(x, y, linestyle="", label=name, **look)
+        axis.plot(x, y, linestyle="", label=name, alpha=0.8, **look)
         if "true_l2_mean" in summary:
             true_x, true_y = summary["true_l2_mean"], summary["true_consistency_mean"]
             axis.plot([x, true_x], [y, true_y], color=look["color"], linewidth=0.6, alpha=0.6)
@@ -144,8 +146,8 @@ def value_circles(
     closed = [*angles, angles[0]]
     looks = (
         (before, "before", GREY, ":"),
-        (target, "target", COLOURS[1], "--"),
         (after, "after", COLOURS[0], "-"),
+        (target, "target", COLOURS[1], "--"),
     )
     for i, axis in enumerate(axes):
         for vectors, label, colour, style in looks:
@@ -153,13 +155,16 @@ def value_circles(
             axis.plot(closed, [*radii, radii[0]], color=colour, linestyle=style, label=label)
         axis.fill(closed, [*after[i].tolist(), float(after[i, 0])], color=COLOURS[0], alpha=0.08)
         axis.plot([a / 50 * math.pi for a in range(101)], [0] * 101, color=GREY, linewidth=0.7)
+        axis.set_theta_zero_location("N")
+        axis.set_theta_direction(-1)
         axis.set_ylim(-1, 1)
         axis.set_yticks([-1, -0.5, 0, 0.5, 1], ["-1", "", "0", "", "1"], fontsize=6, color=GREY)
         axis.set_xticks(angles, [d.title for d in space.dimensions], fontsize=6)
+        axis.tick_params(axis="x", pad=8)
         axis.grid(color="#dddddd", linewidth=0.5)
         axis.spines["polar"].set_color("#bbbbbb")
         if i < len(titles):
-            axis.set_title(titles[i], fontsize=8, pad=14)
+            axis.set_title(titles[i], fontsize=8, pad=22)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return _save(figure, path)
