@@ -141,7 +141,7 @@ def value_circles(
     space's order.
     """
     count = len(target)
-    figure, axes = _figure(count, width=3.6, height=3.9, projection="polar")
+    figure, axes = _figure(count, width=3.9, height=4.0, projection="polar")
     angles = [2 * math.pi * k / space.size for k in range(space.size)]
     closed = [*angles, angles[0]]
     looks = (
@@ -164,7 +164,7 @@ def value_circles(
         axis.grid(color="#dddddd", linewidth=0.5)
         axis.spines["polar"].set_color("#bbbbbb")
         if i < len(titles):
-            axis.set_title(titles[i], fontsize=8, pad=22)
+            axis.set_title(titles[i], fontsize=8, pad=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return _save(figure, path)
