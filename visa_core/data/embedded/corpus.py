@@ -219,7 +219,7 @@ def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
             RewriteExample(
                 query=writer.query(facts),
                 response=writer.text(facts, levels),
-                instruction="",
+                instruction="say the same in other words",
                 values=as_dict(levels),
                 target=as_dict(targets[row]),
                 reference=writer.text(facts, levels, shuffle=True),
