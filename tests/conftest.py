@@ -37,6 +37,15 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A system folder of untrained models of a few thousand weights; not to be written to."""
+    from tests import tiny
+
+    torch.manual_seed(0)
+    return tiny.write_small_system(tmp_path_factory.mktemp("system"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same random state, whatever ran before it."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, arg, subcommand
+from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
 from visa_core.commands import options
@@ -84,8 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="visa",
         description="Rewrite an LLM's answers to a wanted profile of human values, facts kept.",
         args=arguments,
-        config=(FlagCreatePairsOff,),
+        config=(FlagCreatePairsOff, DisallowNone),
     )
+    # Model folders are local: the hub is never asked, and its progress bars are not ours.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     warnings.showwarning = _show_warning
     try:

@@ -193,8 +193,10 @@ class Pipeline:
         """Raise ValueError for a request that cannot be carried out, before any model runs."""
         check_text("query", request.query)
         check_text("response", request.response)
-        if (request.instruction is None) == (request.target is None):
-            raise ValueError("give either an instruction or a target, and not both")
+        if request.instruction is None and request.target is None:
+            raise ValueError("fields 'instruction' and 'target' are both missing; give one")
+        if request.instruction is not None and request.target is not None:
+            raise ValueError("fields 'instruction' and 'target' exclude each other; give one")
         if request.target is not None:
             self._explicit(request.target)
             return

@@ -95,7 +95,9 @@ class VectorModel(nn.Module):
         """A model on a fresh or pretrained backbone; `texts` give the built-in one its
         vocabulary.
         """
-        encoder = TextEncoder.from_backbone(backbone, texts, max_length)
+        encoder = TextEncoder.from_backbone(
+            backbone, texts, max_length, hidden_size=hidden_size, layers=layers
+        )
         config = VectorModelConfig(
             space=space.to_dict(),
             pooling=pooling,
