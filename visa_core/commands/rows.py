@@ -58,8 +58,13 @@ def through(
 
     read: makes an item of a row, or raises ValueError with the reason why the row is bad.
     process: what to add to the row of each item, or the ValueError that sets it aside.
-    A file of rejected rows that an earlier run left is replaced or, without any, deleted.
+    Raises ValueError for an output that is no regular file, and DataError when reading or writing
+    fails. A file of rejected rows that an earlier run left is replaced or, without any, deleted.
     """
+    if output.exists() and not output.is_file():
+        raise ValueError(
+            f"--output {output} is no regular file: rows are written aside and renamed"
+        )
     rejected: list[Rejected] = []
     rows = list(_rows(source, read, rejected))
     added = _added(rows, process, CHUNKS * batch_size, label, str(source), rejected)

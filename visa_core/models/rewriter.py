@@ -16,6 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError
 from visa_core.models.prompt import COMPACT_SPECIALS, PromptTemplate
 from visa_core.models.tokenizer import build_tokenizer
 from visa_core.rollout.hf import HFEngine
@@ -58,9 +59,25 @@ class Rewriter:
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+            raise ModelFolderError(f"{folder} is not a model folder: it has no config.json")
+        if not any(folder.glob("*.safetensors")):
+            raise ModelFolderError(
+                f"{folder} has no *.safetensors weights; pickled weights are not loaded, convert "
+                "them with save_pretrained first"
+            )
         tokenizer = _load_tokenizer(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if lost := sorted(report["missing_keys"]):
+            raise ModelFolderError(
+                f"{folder}: its weights lack {len(lost)} tensors, such as {lost[0]!r}; they do not "
+                "belong to its config.json"
+            )
         settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).is_file() else {}
         if template is not None:
             prompt = PromptTemplate.load(template)
@@ -216,9 +233,9 @@ class Rewriter:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer ({', '.join(names[:3])}): copy the model's tokenizer files into it"
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelFolderError(
+            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): copy the model's "
+            "tokenizer files into it"
         )
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,404 @@
+"""Bad input: each ends with one clear sentence that names the file, line, field or option."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from visa_core import cli
+from visa_core.data import schema
+from visa_core.models.detector import Detector
+from visa_core.training import checkpoint
+
+EXAMPLE = tiny.examples(4)[0]
+SINGLE = ("--query", EXAMPLE.query, "--response", EXAMPLE.response)
+FULL = (*SINGLE, "--target", "security=1")
+TASK = {key: value for key, value in asdict(EXAMPLE).items() if value is not None}
+
+Complaint = Callable[..., str]
+
+
+@pytest.fixture
+def complaint(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Complaint:
+    """Run a command that must be refused with status 2; what it says, without line breaks."""
+    import warnings
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments: object) -> str:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as refused:
+            status = refused.code
+        said = capsys.readouterr().err
+        assert status == 2, said
+        assert "Traceback" not in said
+        return " ".join(f"{caplog.text} {said}".replace("│", " ").split())
+
+    return run
+
+
+def write_lines(path: Path, lines: list[object]) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def sft(model: Path, out: Path, *more: object) -> list[object]:
+    limits = ["--max-prompt", "160", "--max-completion", "96", "--steps", "1", "--batch-size", "2"]
+    common = ["train", "sft", "--model", model, "--out", out, "--device", "cpu"]
+    return [*common, "--precision", "fp32", *limits, *more]
+
+
+def grpo(system: Path, tasks: Path, out: Path, *more: object) -> list[object]:
+    command = sft(system / "rewriter", out, "--data", f"jsonl:{tasks}")
+    command[1] = "grpo"
+    command += ["--accumulation", "1", "--group-size", "2", "--max-completion", "8"]
+    for name in ("detector", "translator", "fact_analyzer"):
+        command += [f"--{name.replace('_', '-')}", system / name]
+    return [*command, *more]
+
+
+def test_malformed_jsonl(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", ['{"query": "a"', "[1]"])
+    said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", f"jsonl:{path}"))
+    assert f"{path}:1: not valid JSON" in said
+    assert f"{path}:2: expected a JSON object, got list" in said
+    assert "no usable record (2 set aside" in said
+
+
+def test_one_malformed_line_is_set_aside_with_its_place(
+    small_system: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_lines(tmp_path / "mixed.jsonl", [TASK, "{oops", TASK])
+    command = sft(small_system / "rewriter", tmp_path / "o", "--data", f"jsonl:{path}")
+    assert cli.main([str(argument) for argument in command]) == 0
+    assert f"{path}:2: not valid JSON" in caplog.text and "set aside 1 of 3" in caplog.text
+
+
+def test_dirty_label_of_fulcra(complaint: Complaint, tmp_path: Path) -> None:
+    row = {"dialogue": "Human: a?\nBob: b.", "value_types": ["conformity: 1+"]}
+    path = write_lines(tmp_path / "fulcra.jsonl", [row])
+    options = ("--backbone", "builtin", "--out", tmp_path / "o")
+    said = complaint("train", "detector", "--data", f"fulcra:{path}", *options)
+    assert f"{path}:1: label 'conformity: 1+' in 'value_types'" in said
+
+
+def test_dirty_label_of_entailment(complaint: Complaint, tmp_path: Path) -> None:
+    pair = {"premise": "a", "hypothesis": "b", "label": "entails"}
+    path = write_lines(tmp_path / "nli.jsonl", [pair])
+    said = complaint("train", "nli", "--data", f"jsonl:{path}", "--out", tmp_path / "o")
+    assert f"{path}:1: field 'label' must be one of entailment, neutral, contradiction" in said
+
+
+def test_missing_column_of_a_table(complaint: Complaint, tmp_path: Path) -> None:
+    arguments = write_lines(tmp_path / "arguments.tsv", ["Argument ID\tConclusion\tPremise"])
+    labels = write_lines(tmp_path / "labels.tsv", ["Argument ID\tFace"])
+    data = ("--data", f"valueeval23:{arguments},{labels}")
+    said = complaint("train", "detector", *data, "--backbone", "builtin", "--out", tmp_path / "o")
+    assert str(arguments) in said and "Stance" in said
+
+
+def test_missing_field_of_a_row(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    row = {key: value for key, value in TASK.items() if key != "shift"}
+    path = write_lines(tmp_path / "tasks.jsonl", [row])
+    options = ("--backbone", "builtin", "--out", tmp_path / "o")
+    said = complaint("train", "translator", "--data", f"jsonl:{path}", *options)
+    assert f"{path}:1: field 'shift' is missing" in said
+    without = write_lines(tmp_path / "no-reference.jsonl", [TASK | {"reference": None}])
+    said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", f"jsonl:{without}"))
+    assert f"{without}:1: field 'reference' is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ({"securty": 1}, "unknown value 'securty' in space 'schwartz'. Did you mean security?"),
+        ({"security": 1.25}, "value 'security' must be in [-1, 1], got 1.25"),
+    ],
+)
+def test_wrong_target_in_a_file_and_in_the_command(
+    complaint: Complaint, small_system: Path, tmp_path: Path, target: dict, reason: str
+) -> None:
+    path = write_lines(tmp_path / "tasks.jsonl", [TASK | {"target": target}])
+    said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", f"jsonl:{path}"))
+    assert f"{path}:1: field 'target': {reason}" in said
+    option = ",".join(f"{name}={value}" for name, value in target.items())
+    said = complaint("rewrite", "--model", small_system, *SINGLE, "--target", option)
+    assert f"target: {reason}" in said
+
+
+def test_empty_response(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    options = ("--model", small_system, "--query", "a?", "--response", "", "--target", "power=1")
+    assert "field 'response' is empty" in complaint("rewrite", *options)
+    path = write_lines(tmp_path / "tasks.jsonl", [TASK | {"response": " "}])
+    said = complaint(*grpo(small_system, path, tmp_path / "o"))
+    assert f"{path}:1: field 'response' is empty" in said
+
+
+def without_tokenizer(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    return copy
+
+
+@pytest.mark.parametrize("settings", [False, True], ids=["bare", "with tokenizer_config"])
+def test_rewriter_without_tokenizer(
+    complaint: Complaint, small_system: Path, tmp_path: Path, settings: bool
+) -> None:
+    folder = without_tokenizer(small_system / "rewriter", tmp_path / "bare")
+    if settings:
+        shutil.copy(small_system / "rewriter/tokenizer_config.json", folder)
+    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
+    assert f"{folder} has no tokenizer (none of tokenizer.json" in said
+
+
+def test_rewriter_without_weights(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_system / "rewriter", tmp_path / "bare")
+    (folder / "model.safetensors").unlink()
+    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
+    assert f"{folder} has no *.safetensors weights" in said
+
+
+def test_rewriter_with_weights_of_another(
+    complaint: Complaint, small_system: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(small_system / "rewriter", tmp_path / "deeper")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
+    assert f"{folder}: its weights lack" in said and "layers.1" in said
+
+
+def test_backbone_and_fact_analyzer_without_tokenizer(
+    complaint: Complaint, small_system: Path, tmp_path: Path
+) -> None:
+    folder = without_tokenizer(small_system / "detector/encoder", tmp_path / "encoder")
+    options = ("--data", "embedded:4", "--backbone", folder, "--out", tmp_path / "o")
+    assert f"model folder {folder} has no tokenizer" in complaint("train", "detector", *options)
+    folder = without_tokenizer(small_system / "fact_analyzer", tmp_path / "nli")
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
+    said = complaint(*grpo(small_system, tasks, tmp_path / "o", "--fact-analyzer", folder))
+    assert f"{folder} holds a model but no tokenizer" in said
+
+
+def test_unclear_labels_of_a_fact_analyzer(
+    complaint: Complaint, small_system: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(small_system / "fact_analyzer", tmp_path / "nli")
+    config = json.loads((folder / "config.json").read_text())
+    names = [f"LABEL_{i}" for i in range(3)]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
+    said = complaint(*grpo(small_system, tasks, tmp_path / "o", "--fact-analyzer", folder))
+    assert str(folder) in said and "LABEL_0" in said and "id2label" in said
+
+
+def test_a_folder_of_another_part(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
+    wrong = ("--detector", small_system / "translator")
+    said = complaint(*grpo(small_system, tasks, tmp_path / "o", *wrong))
+    assert "holds a model of type 'visa-translator', not a detector" in said
+
+
+def test_completion_longer_than_the_limit(
+    complaint: Complaint, small_system: Path, tmp_path: Path
+) -> None:
+    limit = ("--data", "embedded:4", "--max-completion", "3")
+    said = complaint(*sft(small_system / "rewriter", tmp_path / "o", *limit))
+    assert "embedded-0-0: the completion has" in said
+    assert "more than max_completion = 3: shorten it, or raise --max-completion" in said
+
+
+def test_prompt_longer_than_the_limit(
+    complaint: Complaint, small_system: Path, tmp_path: Path
+) -> None:
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK | {"id": "long-one"}])
+    said = complaint(*grpo(small_system, tasks, tmp_path / "o", "--max-prompt", "9"))
+    assert "long-one: the prompt has" in said and "max_prompt = 9" in said
+    assert "raise --max-prompt" in said
+
+
+def test_output_below_a_file(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    """A folder that cannot be made, for root too."""
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    said = complaint(*sft(small_system / "rewriter", out, "--data", "embedded:4"))
+    assert f"cannot write the run folder {out}" in said and "--out" in said
+    rows = write_lines(tmp_path / "rows.jsonl", [{"query": "a?", "response": "b"}])
+    options = ("--model", small_system, "--input", rows, "--output", out)
+    assert f"{out}: cannot be written" in complaint("detect", *options)
+
+
+def test_output_that_is_a_device(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    rows = write_lines(tmp_path / "rows.jsonl", [{"query": "a?", "response": "b"}])
+    options = ("--model", small_system, "--input", rows, "--output", "/dev/null")
+    assert "--output /dev/null is no regular file" in complaint("detect", *options)
+
+
+def test_input_that_is_missing(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "absent.jsonl"
+    options = ("--model", small_system, "--input", rows, "--output", tmp_path / "out.jsonl")
+    assert f"{rows}: cannot be read: No such file" in complaint("detect", *options)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_while_rows_are_written(
+    complaint: Complaint, small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_lines(tmp_path / "rows.jsonl", [{"query": "a?", "response": "b"}])
+    output = write_lines(tmp_path / "out.jsonl", ["as it was"])
+    monkeypatch.setattr(schema.os, "fsync", no_space)
+    options = ("--model", small_system, "--input", rows, "--output", output)
+    said = complaint("detect", *options)
+    assert f"{output}: cannot be written: No space left on device" in said
+    assert output.read_text() == "as it was\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_full_disk_while_the_result_is_written(
+    complaint: Complaint, small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_sync", no_space)
+    out = tmp_path / "o"
+    said = complaint(*sft(small_system / "rewriter", out, "--data", "embedded:4"))
+    assert "No space left on device. Free space or choose a writable folder with --out" in said
+    assert not (out / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] in ([], ["o"]), "nothing half-written is left"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_full_disk_while_metrics_are_written(
+    complaint: Complaint, small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log goes to a device that is always full, from the first step on."""
+    from visa_core.training.run import Run
+
+    prepare = Run._prepare_folder
+
+    def prepare_full(run: Run, *arguments: object) -> None:
+        prepare(run, *arguments)
+        run.metrics_path.unlink()
+        run.metrics_path.symlink_to("/dev/full")
+
+    monkeypatch.setattr(Run, "_prepare_folder", prepare_full)
+    out = tmp_path / "o"
+    said = complaint(*sft(small_system / "rewriter", out, "--data", "embedded:4"))
+    assert f"cannot append to {out / 'metrics.jsonl'}" in said
+    assert "No space left on device" in said and "--resume" in said
+
+
+def test_a_limit_of_the_system_while_a_checkpoint_is_written(
+    repo: Path, small_system: Path, tmp_path: Path
+) -> None:
+    """The kernel itself refuses to write on: the sentence names the checkpoint."""
+    out = tmp_path / "o"
+    command = sft(small_system / "rewriter", out, "--data", "embedded:4", "--save-every", "1")
+    command[command.index("--steps") + 1] = "3"
+    paths = f"{repo}:{repo}/kernels:{repo}/trainers"
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "visa_core.cli", *map(str, command)],
+        env={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"cannot write {out / 'checkpoints' / 'step-00000001'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((out / "checkpoints").iterdir()) == []
+
+
+def test_nan_rewards(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    detector = Detector.from_pretrained(small_system / "detector")
+    with torch.no_grad():
+        detector.vector_head.score.bias.fill_(float("nan"))
+    detector.save_pretrained(tmp_path / "detector")
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
+    out = tmp_path / "o"
+    said = complaint(*grpo(small_system, tasks, out, "--detector", tmp_path / "detector"))
+    assert "not finite" in said or "NaN" in said
+    assert "detector" in said
+    assert (out / "metrics.jsonl").read_text() == "", "no step was taken"
+
+
+def test_nan_of_the_fact_analyzer(
+    complaint: Complaint, small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visa_core.models.fact_analyzer import FactAnalyzer
+
+    clean = FactAnalyzer.probabilities
+    monkeypatch.setattr(
+        FactAnalyzer, "probabilities", lambda self, logits: clean(self, logits) * float("nan")
+    )
+    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
+    out = tmp_path / "o"
+    said = complaint(*grpo(small_system, tasks, out))
+    assert "fact analyzer returned NaN or infinite scores" in said
+    assert (out / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "sft", "--model", "m", "--data", "d", "--out", "o", "--epoch", "3"], "--epoch"),
+        (["rewrite", "--model", "m", "--temprature", "0"], "--temprature"),
+        (["quickstart", "--fast"], "--fast"),
+        (["train", "ppo"], "ppo"),
+    ],
+)
+def test_unknown_option(complaint: Complaint, arguments: list[str], named: str) -> None:
+    said = complaint(*arguments)
+    assert "Unrecognized options" in said and named in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "sft", "--model", "m", "--out", "o"], "--data"),
+        (["train", "sft", "--model", "m", "--data", "d", "--out", "o", "--lr", "-1"], "--lr must"),
+        (["train", "sft", "--model", "m", "--data", "d", "--out", "o", "--lr", "x"], "--lr"),
+        (["rewrite", "--model", "m", "--query", "q"], "give --query and --response"),
+        (["rewrite", "--model", "m", *SINGLE], "either --instruction or --target"),
+        (["rewrite", "--model", "m", "--input", "i"], "--input needs --output"),
+        (["rewrite", "--model", "m", "--output", "o"], "--output needs --input"),
+        (["rewrite", "--model", "m", "--query", "q", "--input", "i"], "exclude each other"),
+        (["rewrite", "--model", "m", *FULL, "--temperature", "-1"], "--temperature must"),
+        (["evaluate", "rewriter", "--model", "m", "--data", "d", "--n", "0"], "--n must"),
+    ],
+)
+def test_option_out_of_range(complaint: Complaint, arguments: list[str], message: str) -> None:
+    assert message in complaint(*arguments)
+
+
+def test_unknown_kind_of_data(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
+    said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", "fulcrum:x"))
+    assert "--data 'fulcrum:x': unknown kind of data 'fulcrum'; known: fulcra:PATH" in said
