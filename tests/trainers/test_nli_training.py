@@ -13,10 +13,12 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from visa_core.config import NLIConfig
 from visa_core.data import embedded
+from visa_core.data.embedded import truth
 from visa_core.data.schema import DataError, write_jsonl
 from visa_core.models.exact_match import FILE
 from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer
 from visa_core.models.nli_base import base_analyzer, pair_tokenizer
+from visa_core.rewards import semantic_term
 from visa_core.training.run import Run
 from visa_core.types import NLIPair
 from visa_trainers import nli
@@ -188,3 +190,22 @@ def test_embedded_labels_are_balanced() -> None:
     labels = [pair.label for pair in embedded.nli_pairs(600, 5)]
     for label in ("entailment", "neutral", "contradiction"):
         assert 0.15 < labels.count(label) / 600 < 0.6
+
+
+@pytest.mark.slow
+def test_trained_scores_agree_with_the_truth_and_vacuous_text_earns_nothing(tmp_path: Path) -> None:
+    config = NLIConfig(data=("embedded:5000",), out=tmp_path / "nli", epochs=3, device="cpu")
+    out = nli.train(config)
+    assert json.loads((out / "evaluation.json").read_text())["accuracy"] >= 0.93
+    analyzer = FactAnalyzer.from_pretrained(out)
+    tasks = embedded.rewrites(100, 77, embedded.ReferenceNoise())
+    sources, rewrites = [t.response for t in tasks], [t.reference for t in tasks]
+    found = analyzer.consistency(sources, rewrites)
+    known = [truth.score(s, r, torch.zeros(10)) for s, r in zip(sources, rewrites, strict=True)]
+    for key in ("fwd", "bwd"):
+        exact = torch.tensor([row[key] for row in known])
+        assert float((getattr(found, key) - exact).abs().mean()) < 0.06
+    vacuous = analyzer.consistency(sources, ["above all keep everyone safe."] * 100)
+    assert float(semantic_term(vacuous, "geometric").mean()) < 0.05
+    copied = analyzer.consistency(sources, sources)
+    assert float(semantic_term(copied, "geometric").mean()) > 0.95
