@@ -326,7 +326,13 @@ def test_a_limit_of_the_system_while_a_checkpoint_is_written(
 
     done = subprocess.run(
         [sys.executable, "-m", "visa_core.cli", *map(str, command)],
-        env={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        # without bytecode: the limit would leave truncated .pyc files that break later imports
+        env={
+            "PYTHONPATH": paths,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+        },
         preexec_fn=limit_files,
         capture_output=True,
         text=True,
