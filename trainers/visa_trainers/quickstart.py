@@ -1,4 +1,6 @@
-"""The whole job on the embedded corpus: data, detector, translator, fact analyzer, rewriter (SFT, GRPO), evaluation, report."""
+"""The whole job on the embedded corpus: data, detector, translator, fact analyzer, rewriter (SFT,
+GRPO), evaluation, report.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,10 @@ def run(config: QuickstartConfig) -> Path:
     with timed("evaluation", seconds):
         evaluation = evaluate_all(out, config.seed)
     return write_report(
-        out, evaluation, timing=seconds, config={**asdict(config), "sizes": asdict(sizes)},
+        out,
+        evaluation,
+        timing=seconds,
+        config={**asdict(config), "sizes": asdict(sizes)},
         curves={"grpo": out / "grpo" / "metrics.jsonl"},
     )
 
@@ -96,24 +101,34 @@ def start_model(data: Path, seed: int) -> Rewriter:
 
 
 def evaluate_all(out: Path, seed: int) -> Evaluation:
-    """Vanilla, SFT and GRPO on the held-out prompts, sampled and greedy, towards the targets a user would get."""
+    """Vanilla, SFT and GRPO on the held-out prompts, sampled and greedy, towards the targets a
+    user would get.
+    """
     examples = read_jsonl_strict(out / "data" / "held_out.jsonl", RewriteExample)
     detects = Detector.from_pretrained(out / "detector")
-    targets = predicted_targets(examples, detects, Translator.from_pretrained(out / "translator"), SCHWARTZ)
+    targets = predicted_targets(
+        examples, detects, Translator.from_pretrained(out / "translator"), SCHWARTZ
+    )
     methods = {}
     for name, folder in (("vanilla", "base"), ("sft", "sft"), ("grpo", "grpo")):
         rewriter = Rewriter.from_pretrained(out / folder)
         for suffix, temperature in (("", recipe.TEMPERATURE), ("_greedy", 0.0)):
             methods[name + suffix] = rewriter.rewrite(
-                [e.query for e in examples], [e.response for e in examples], targets,
-                temperature=temperature, seed=seed, batch_size=128,
+                [e.query for e in examples],
+                [e.response for e in examples],
+                targets,
+                temperature=temperature,
+                seed=seed,
+                batch_size=128,
             )
     facts = FactAnalyzer.from_pretrained(out / "fact_analyzer")
     return evaluate(examples, targets, methods, detects, facts, truth=KnownTruth(examples))
 
 
 class KnownTruth:
-    """Truth about rewrites of the held-out prompts, against the true targets and not the predicted ones."""
+    """Truth about rewrites of the held-out prompts, against the true targets and not the predicted
+    ones.
+    """
 
     def __init__(self, examples: list[RewriteExample]) -> None:
         targets = recorded_targets(examples, SCHWARTZ)

@@ -1,4 +1,6 @@
-"""The embedded recipe: every setting of the quickstart that differs from the defaults, in one place."""
+"""The embedded recipe: every setting of the quickstart that differs from the defaults, in one
+place.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,14 @@ SMOKE = Sizes(
     scorer_epochs=1,
 )
 
-MODEL = {"hidden": 128, "layers": 2, "heads": 4, "intermediate": 384, "max_prompt": 112, "max_completion": 56}
+MODEL = {
+    "hidden": 128,
+    "layers": 2,
+    "heads": 4,
+    "intermediate": 384,
+    "max_prompt": 112,
+    "max_completion": 56,
+}
 """The rewriter: Qwen3 architecture from scratch."""
 
 TEMPERATURE = 0.7
@@ -72,47 +81,84 @@ REWRITER: dict[str, Any] = {
 def detector(data: Path, out: Path, sizes: Sizes, seed: int) -> DetectorConfig:
     """Small encoder from scratch on dialogues with known values."""
     return DetectorConfig(
-        data=(f"jsonl:{data / 'dialogues.jsonl'}",), out=out, backbone="builtin", seed=seed,
-        epochs=sizes.scorer_epochs, device="cpu",
+        data=(f"jsonl:{data / 'dialogues.jsonl'}",),
+        out=out,
+        backbone="builtin",
+        seed=seed,
+        epochs=sizes.scorer_epochs,
+        device="cpu",
     )
 
 
 def translator(data: Path, out: Path, sizes: Sizes, seed: int) -> TranslatorConfig:
     """Small encoder from scratch on instructions with known shifts."""
     return TranslatorConfig(
-        data=(f"jsonl:{data / 'instructions.jsonl'}",), out=out, backbone="builtin", seed=seed,
-        epochs=sizes.scorer_epochs, device="cpu",
+        data=(f"jsonl:{data / 'instructions.jsonl'}",),
+        out=out,
+        backbone="builtin",
+        seed=seed,
+        epochs=sizes.scorer_epochs,
+        device="cpu",
     )
 
 
 def nli(data: Path, out: Path, sizes: Sizes, seed: int) -> NLIConfig:
     """Small cross-encoder with exact-match token types; scores sentence by sentence."""
     epochs = {} if sizes.scorer_epochs is None else {"epochs": sizes.scorer_epochs}
-    return NLIConfig(data=(f"jsonl:{data / 'nli.jsonl'}",), out=out, seed=seed, device="cpu", **epochs)
+    return NLIConfig(
+        data=(f"jsonl:{data / 'nli.jsonl'}",), out=out, seed=seed, device="cpu", **epochs
+    )
 
 
 def base(data: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> SFTConfig:
     """Clean paraphrases by Muon: where copying of facts emerges. Stands in for a pretrained LM."""
     return SFTConfig(
-        model=model, data=(f"jsonl:{data / 'paraphrases.jsonl'}",), out=out, seed=seed, batch_size=64,
-        steps=sizes.base_steps, lr=6e-3, optimizer="muon", muon_lr=0.02, **REWRITER,
+        model=model,
+        data=(f"jsonl:{data / 'paraphrases.jsonl'}",),
+        out=out,
+        seed=seed,
+        batch_size=64,
+        steps=sizes.base_steps,
+        lr=6e-3,
+        optimizer="muon",
+        muon_lr=0.02,
+        **REWRITER,
     )
 
 
 def sft(data: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> SFTConfig:
     """Imperfect references: targets are learned, and so are the references' faults."""
     return SFTConfig(
-        model=model, data=(f"jsonl:{data / 'triplets.jsonl'}",), out=out, seed=seed, batch_size=32,
-        steps=sizes.sft_steps, lr=2e-3, optimizer="muon", muon_lr=5e-3, **REWRITER,
+        model=model,
+        data=(f"jsonl:{data / 'triplets.jsonl'}",),
+        out=out,
+        seed=seed,
+        batch_size=32,
+        steps=sizes.sft_steps,
+        lr=2e-3,
+        optimizer="muon",
+        muon_lr=5e-3,
+        **REWRITER,
     )
 
 
 def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> GRPOConfig:
     """16 prompts x 8 completions a step, on-policy, a constant length divisor."""
     return GRPOConfig(
-        model=model, data=(f"jsonl:{data / 'tasks.jsonl'}",), out=out, seed=seed,
-        detector=system / "detector", translator=system / "translator", fact_analyzer=system / "fact_analyzer",
-        batch_size=128, accumulation=1, group_size=8, steps=sizes.grpo_steps, lr=1.5e-3,
-        temperature=TEMPERATURE, loss_type="dr_grpo", reward=RewardConfig(repetition_weight=1.0, batch_size=128),
+        model=model,
+        data=(f"jsonl:{data / 'tasks.jsonl'}",),
+        out=out,
+        seed=seed,
+        detector=system / "detector",
+        translator=system / "translator",
+        fact_analyzer=system / "fact_analyzer",
+        batch_size=128,
+        accumulation=1,
+        group_size=8,
+        steps=sizes.grpo_steps,
+        lr=1.5e-3,
+        temperature=TEMPERATURE,
+        loss_type="dr_grpo",
+        reward=RewardConfig(repetition_weight=1.0, batch_size=128),
         **REWRITER,
     )

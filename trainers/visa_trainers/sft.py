@@ -1,4 +1,6 @@
-"""Supervised fine-tuning of the rewriter: cross entropy on the reference rewrite, given query, response and target."""
+"""Supervised fine-tuning of the rewriter: cross entropy on the reference rewrite, given query,
+response and target.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def train(config: SFTConfig) -> Path:
     device = pick_device(config.device)
     rewriter = load_rewriter(config)
     model = rewriter.model.float().to(device).train()
-    rows = encode(rewriter, load_rewriting(config.data, rewriter.space, references=True, seed=config.seed))
+    rows = encode(
+        rewriter, load_rewriting(config.data, rewriter.space, references=True, seed=config.seed)
+    )
     step_rows = config.batch_size * config.accumulation
     total_steps = config.steps or max(1, round(config.epochs * len(rows) / step_rows))
     optimizer = make_optimizer(model, config, total_steps)
@@ -42,7 +46,9 @@ def train(config: SFTConfig) -> Path:
         tokens = sum(len(row.completion) for row in batch)
         loss = torch.zeros((), device=device)
         for start in range(0, len(batch), config.batch_size):
-            loss += backward(model, batch[start : start + config.batch_size], tokens, rewriter.pad_id, config)
+            loss += backward(
+                model, batch[start : start + config.batch_size], tokens, rewriter.pad_id, config
+            )
         run.log(step, {"loss": loss, "tokens": float(tokens), **optimizer.step(step)})
     model.eval()
     write_result(config.out, rewriter.write)
@@ -52,16 +58,22 @@ def train(config: SFTConfig) -> Path:
 def backward(
     model: torch.nn.Module, rows: list[Row], tokens: int, pad_id: int, config: SFTConfig
 ) -> torch.Tensor:
-    """Add the gradient of one micro-batch; its part of the mean cross entropy over the step's `tokens`."""
+    """Add the gradient of one micro-batch; its part of the mean cross entropy over the step's
+    `tokens`.
+    """
     with autocast(model.device, config.precision):
-        logits, ids = completion_logits(model, [r.prompt for r in rows], [r.completion for r in rows], pad_id)
+        logits, ids = completion_logits(
+            model, [r.prompt for r in rows], [r.completion for r in rows], pad_id
+        )
     loss = -token_logprobs(logits, ids).sum() / tokens
     loss.backward()
     return loss.detach()
 
 
 def encode(rewriter: Rewriter, examples: list[RewriteExample]) -> list[Row]:
-    """Token ids of all records; those that do not fit the limits are set aside and counted in a warning."""
+    """Token ids of all records; those that do not fit the limits are set aside and counted in a
+    warning.
+    """
     rows, problems = [], []
     targets = recorded_targets(examples, rewriter.space)
     for example, target in zip(examples, targets, strict=True):

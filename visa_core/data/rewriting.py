@@ -1,7 +1,9 @@
 """Rewriting tasks for SFT, GRPO and evaluation: jsonl:PATH, embedded[:ROWS[,SEED]] and fulcra:PATH.
 
-FULCRA holds dialogues with their values but no instructions and no rewrites. Each dialogue becomes a task by a seeded shift with
-an instruction in words; for SFT it becomes a reconstruction (target: its own values, reference: itself), a warm-up that
+FULCRA holds dialogues with their values but no instructions and no rewrites. Each dialogue becomes
+a task by a seeded shift with
+an instruction in words; for SFT it becomes a reconstruction (target: its own values, reference:
+itself), a warm-up that
 teaches what the target's notation means.
 """
 
@@ -23,9 +25,11 @@ _MORE = {2.0: "far more", 1.5: "far more", 1.0: "more", 0.5: "slightly more"}
 def load_rewriting(
     specs: Sequence[str], space: ValueSpace = SCHWARTZ, *, references: bool = False, seed: int = 0
 ) -> list[RewriteExample]:
-    """Rewriting tasks of all specifications in order; with `references` each has a target and a reference.
+    """Rewriting tasks of all specifications in order; with `references` each has a target and a
+    reference.
 
-    Raises DataError for a kind that holds no such tasks, an unreadable file, or when nothing valid is left.
+    Raises DataError for a kind that holds no such tasks, an unreadable file, or when nothing valid
+    is left.
     """
     everything: list[RewriteExample] = []
     for text in specs:
@@ -36,12 +40,18 @@ def load_rewriting(
             from visa_core.data import embedded
 
             numbers = [int(argument) for argument in spec.arguments]
-            everything += embedded.rewrites(*numbers, noise=embedded.ReferenceNoise() if references else None)
+            everything += embedded.rewrites(
+                *numbers, noise=embedded.ReferenceNoise() if references else None
+            )
         elif spec.kind == "fulcra":
             dialogues = load_dialogues([text], space)
-            everything += reconstructions(dialogues) if references else with_shifts(dialogues, space, seed)
+            everything += (
+                reconstructions(dialogues) if references else with_shifts(dialogues, space, seed)
+            )
         else:
-            raise DataError(f"--data {text!r} holds no rewriting tasks; use jsonl:PATH, embedded or fulcra:PATH")
+            raise DataError(
+                f"--data {text!r} holds no rewriting tasks; use jsonl:PATH, embedded or fulcra:PATH"
+            )
     if not everything:
         raise DataError("no data: give --data at least once")
     return everything
@@ -60,16 +70,26 @@ def reconstructions(dialogues: Sequence[Dialogue]) -> list[RewriteExample]:
     """Each dialogue as its own rewrite towards its own values."""
     return [
         RewriteExample(
-            query=d.query, response=d.response, instruction="", values=d.values, shift={},
-            target=d.values, reference=d.response, id=d.id,
+            query=d.query,
+            response=d.response,
+            instruction="",
+            values=d.values,
+            shift={},
+            target=d.values,
+            reference=d.response,
+            id=d.id,
         )
         for d in dialogues
         if d.values is not None
     ]
 
 
-def with_shifts(dialogues: Sequence[Dialogue], space: ValueSpace, seed: int = 0) -> list[RewriteExample]:
-    """Each dialogue with a shift of one or two values and the instruction that asks for it; a pure function of the seed."""
+def with_shifts(
+    dialogues: Sequence[Dialogue], space: ValueSpace, seed: int = 0
+) -> list[RewriteExample]:
+    """Each dialogue with a shift of one or two values and the instruction that asks for it; a pure
+    function of the seed.
+    """
     generator = torch.Generator().manual_seed(step_seed(seed, 0))
     records = []
     for d in dialogues:
@@ -83,8 +103,12 @@ def with_shifts(dialogues: Sequence[Dialogue], space: ValueSpace, seed: int = 0)
             shift[space.names[k]] = sign * size / 2
         records.append(
             RewriteExample(
-                query=d.query, response=d.response, instruction=describe_shift(shift, space),
-                values=d.values, shift=shift, id=d.id,
+                query=d.query,
+                response=d.response,
+                instruction=describe_shift(shift, space),
+                values=d.values,
+                shift=shift,
+                id=d.id,
             )
         )
     return records

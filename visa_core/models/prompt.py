@@ -1,6 +1,7 @@
 """Prompt templates of the rewriter: plain files that anyone can edit.
 
-A file has a section [user] and may have a section [system] before it. Placeholders: {query}, {response}, {target}, {names}.
+A file has a section [user] and may have a section [system] before it. Placeholders: {query},
+{response}, {target}, {names}.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class PromptTemplate:
         path = FOLDER / f"{source}.txt" if str(source) in builtin_names() else Path(source)
         if not path.is_file():
             raise FileNotFoundError(
-                f"prompt template {source}: no such file; give a path or one of {', '.join(builtin_names())}"
+                f"prompt template {source}: no such file; give a path or one of "
+                f"{', '.join(builtin_names())}"
             )
         return cls.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -40,7 +42,9 @@ class PromptTemplate:
         """Template from its text; `name` appears in errors."""
         head, mark, user = text.partition("[user]\n")
         if not mark:
-            raise ValueError(f"{name}: a prompt template needs a line [user] with the user's part after it")
+            raise ValueError(
+                f"{name}: a prompt template needs a line [user] with the user's part after it"
+            )
         missing = [slot for slot in NEEDED if slot not in user]
         if missing:
             raise ValueError(f"{name}: the [user] part lacks {', '.join(missing)}")
@@ -51,9 +55,16 @@ class PromptTemplate:
         return (f"[system]\n{self.system}\n" if self.system else "") + f"[user]\n{self.user}\n"
 
     def encode(
-        self, tokenizer: PreTrainedTokenizerBase, space: ValueSpace, query: str, response: str, target: torch.Tensor
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        space: ValueSpace,
+        query: str,
+        response: str,
+        target: torch.Tensor,
     ) -> list[int]:
-        """Token ids of the filled prompt; through the tokenizer's chat template when it has one. target [K]."""
+        """Token ids of the filled prompt; through the tokenizer's chat template when it has one.
+        target [K].
+        """
         slots = {"query": query, "response": response, "target": target_text(space, target)}
         slots["names"] = ", ".join(space.names)
         system, user = (_fill(part, slots) for part in (self.system, self.user))
@@ -73,14 +84,22 @@ def builtin_names() -> list[str]:
 
 
 def target_text(space: ValueSpace, target: torch.Tensor) -> str:
-    """A target as the rewriter reads it: values off zero on the grid of half steps, "security +1 power -0.5"; else "neutral"."""
+    """A target as the rewriter reads it: values off zero on the grid of half steps, "security +1
+    power -0.5"; else "neutral".
+    """
     levels = (target.clamp(-1, 1) * 2).round() / 2
-    words = [f"{name} {level:+g}" for name, level in zip(space.names, levels.tolist(), strict=True) if level]
+    words = [
+        f"{name} {level:+g}"
+        for name, level in zip(space.names, levels.tolist(), strict=True)
+        if level
+    ]
     return " ".join(words) or "neutral"
 
 
 def _fill(template: str, slots: dict[str, str]) -> str:
-    """Replace placeholders in one pass, so that braces inside a query or response stay as they are."""
+    """Replace placeholders in one pass, so that braces inside a query or response stay as they
+    are.
+    """
     parts = []
     rest = template
     while rest:

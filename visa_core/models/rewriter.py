@@ -1,4 +1,6 @@
-"""The rewriter: a causal LM that reads query, response and target values, and writes the response anew."""
+"""The rewriter: a causal LM that reads query, response and target values, and writes the response
+anew.
+"""
 
 from __future__ import annotations
 
@@ -47,15 +49,21 @@ class Rewriter:
         self.max_prompt = max_prompt
         self.max_completion = max_completion
         if tokenizer.eos_token_id is None:
-            raise ValueError("the rewriter's tokenizer has no eos_token, so completions could never end; set one")
+            raise ValueError(
+                "the rewriter's tokenizer has no eos_token, so completions could never end; set one"
+            )
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, template: str | Path | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        template: str | Path | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Rewriter:
         """Load a saved rewriter or any local Hugging Face causal LM folder.
 
-        template: overrides the saved prompt template (a path or a built-in name); a plain folder starts with "rewrite".
+        template: overrides the saved prompt template (a path or a built-in name); a plain folder
+        starts with "rewrite".
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -78,7 +86,9 @@ class Rewriter:
                 f"{folder}: its weights lack {len(lost)} tensors, such as {lost[0]!r}; they do not "
                 "belong to its config.json"
             )
-        settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).is_file() else {}
+        settings = (
+            json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).is_file() else {}
+        )
         if template is not None:
             prompt = PromptTemplate.load(template)
         elif "template" in settings:
@@ -103,10 +113,18 @@ class Rewriter:
         space: ValueSpace = SCHWARTZ,
         seed: int = 0,
     ) -> Rewriter:
-        """A small Qwen3-architecture model from scratch, with a tokenizer built from `texts` and the value names."""
-        levels = [f"{name} {level}" for name in space.names for level in ("+1", "+0.5", "-0.5", "-1", "neutral")]
+        """A small Qwen3-architecture model from scratch, with a tokenizer built from `texts` and
+        the value names.
+        """
+        levels = [
+            f"{name} {level}"
+            for name in space.names
+            for level in ("+1", "+0.5", "-0.5", "-1", "neutral")
+        ]
         tokenizer = build_tokenizer(
-            [*texts, *levels], extra_specials=COMPACT_SPECIALS, max_length=max_prompt + max_completion
+            [*texts, *levels],
+            extra_specials=COMPACT_SPECIALS,
+            max_length=max_prompt + max_completion,
         )
         config = Qwen3Config(
             vocab_size=len(tokenizer),
@@ -124,10 +142,14 @@ class Rewriter:
         )
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-        return cls(model, tokenizer, PromptTemplate.load("compact"), space, max_prompt, max_completion)
+        return cls(
+            model, tokenizer, PromptTemplate.load("compact"), space, max_prompt, max_completion
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights (safetensors), tokenizer and settings; the folder also loads in transformers and vLLM."""
+        """Write weights (safetensors), tokenizer and settings; the folder also loads in
+        transformers and vLLM.
+        """
         with atomic_folder(Path(folder)) as scratch:
             self.write(scratch)
 
@@ -151,7 +173,9 @@ class Rewriter:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a rewrite: the tokenizer's end token and those of the model's generation config."""
+        """Tokens that end a rewrite: the tokenizer's end token and those of the model's generation
+        config.
+        """
         more = self.model.generation_config.eos_token_id
         more = [] if more is None else [more] if isinstance(more, int) else list(more)
         return sorted({self.tokenizer.eos_token_id, *more})
@@ -174,7 +198,9 @@ class Rewriter:
 
     def completion_ids(self, text: str) -> list[int]:
         """Token ids of a reference rewrite with its end token; refuses one longer than the limit."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [
+            self.tokenizer.eos_token_id
+        ]
         if len(ids) > self.max_completion:
             raise ValueError(
                 f"the completion has {len(ids)} tokens, more than max_completion = {self.max_completion}: "
@@ -184,7 +210,9 @@ class Rewriter:
 
     def decode(self, rollouts: RolloutBatch) -> list[str]:
         """Texts of a batch of rollouts."""
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rollouts.rows()]
+        return [
+            self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rollouts.rows()
+        ]
 
     def rewrite(
         self,
@@ -198,7 +226,12 @@ class Rewriter:
         batch_size: int = 64,
     ) -> list[str]:
         """Rewrite B responses towards targets [B, K]; greedy by default."""
-        options = {"temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+        options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+            "batch_size": batch_size,
+        }
         return self.sample(queries, responses, targets, **options)[0]
 
     def sample(
@@ -218,7 +251,9 @@ class Rewriter:
         """
         rows = zip(queries, responses, targets, strict=True)
         prompts = [self.prompt(query, response, target).ids for query, response, target in rows]
-        sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_new_tokens=self.max_completion)
+        sampling = SamplingConfig(
+            temperature=temperature, top_p=top_p, max_new_tokens=self.max_completion
+        )
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts = [""] * len(prompts)
         finished = torch.zeros(len(prompts), dtype=torch.bool)

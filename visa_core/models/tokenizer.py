@@ -22,9 +22,14 @@ _MARKS = ".,;:?!'\"()"
 
 
 def build_tokenizer(
-    texts: Iterable[str], *, extra_specials: tuple[str, ...] = (), max_words: int = 30_000, max_length: int = 512
+    texts: Iterable[str],
+    *,
+    extra_specials: tuple[str, ...] = (),
+    max_words: int = 30_000,
+    max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
-    """Unigram tokenizer whose pieces are the words of `texts` (most frequent first), punctuation marks and 256 bytes.
+    """Unigram tokenizer whose pieces are the words of `texts` (most frequent first), punctuation
+    marks and 256 bytes.
 
     A known word is one token; any other text becomes bytes, so that decode(encode(text)) == text.
     """
@@ -36,10 +41,17 @@ def build_tokenizer(
     vocabulary += [(mark, -8.0) for mark in _MARKS]
     vocabulary += [(word, math.log(n / total)) for word, n in pieces if word not in _MARKS]
     vocabulary += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
-    backend = Tokenizer(models.Unigram(vocabulary, unk_id=specials.index("<unk>"), byte_fallback=True))
+    backend = Tokenizer(
+        models.Unigram(vocabulary, unk_id=specials.index("<unk>"), byte_fallback=True)
+    )
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Replace("▁", " "),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

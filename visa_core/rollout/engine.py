@@ -13,9 +13,15 @@ class Engine(Protocol):
     """Samples completions from the weights being trained."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], completions: int, sampling: SamplingConfig, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: int,
+        sampling: SamplingConfig,
+        seed: int,
     ) -> RolloutBatch:
-        """`completions` rows for each of P prompts, rows of one prompt adjacent; the same seed gives the same rows."""
+        """`completions` rows for each of P prompts, rows of one prompt adjacent; the same seed
+        gives the same rows.
+        """
         ...
 
     def weights_updated(self) -> None:

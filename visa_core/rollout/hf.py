@@ -1,6 +1,8 @@
-"""The default engine: samples with the Hugging Face module that is being trained, so there is nothing to synchronise.
+"""The default engine: samples with the Hugging Face module that is being trained, so there is
+nothing to synchronise.
 
-Each prompt is read once and its keys and values are shared out to its completions; finished rows leave the batch.
+Each prompt is read once and its keys and values are shared out to its completions; finished rows
+leave the batch.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from visa_core.types import RolloutBatch
 
 
 class HFEngine:
-    """Engine over any Hugging Face causal LM. `stop_ids` end a completion and are kept as its last token."""
+    """Engine over any Hugging Face causal LM. `stop_ids` end a completion and are kept as its last
+    token.
+    """
 
     def __init__(self, model: nn.Module, stop_ids: Sequence[int], pad_id: int) -> None:
         if not stop_ids:
-            raise ValueError("the engine needs at least one stop token; set eos_token in the model's tokenizer")
+            raise ValueError(
+                "the engine needs at least one stop token; set eos_token in the model's tokenizer"
+            )
         self.model = model
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self.pad_id = pad_id
@@ -31,7 +37,11 @@ class HFEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], completions: int, sampling: SamplingConfig, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: int,
+        sampling: SamplingConfig,
+        seed: int,
     ) -> RolloutBatch:
         """See Engine.generate."""
         training = self.model.training
@@ -42,7 +52,11 @@ class HFEngine:
             self.model.train(training)
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], completions: int, sampling: SamplingConfig, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: int,
+        sampling: SamplingConfig,
+        seed: int,
     ) -> RolloutBatch:
         device = self.model.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -54,7 +68,9 @@ class HFEngine:
         alive = torch.arange(rows, device=device)
         for length in range(1, sampling.max_new_tokens + 1):
             token_B, logprob_B = draw(logits_BV, sampling, generator)
-            for row, token, logprob in zip(alive.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True):
+            for row, token, logprob in zip(
+                alive.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True
+            ):
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
             stopped_B = torch.isin(token_B, self.stop_ids)
@@ -79,7 +95,9 @@ class HFEngine:
     def _prefill(
         self, prompts: Sequence[Sequence[int]], completions: int
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read each prompt once: cache and mask [B, T] of P * completions rows, next-token logits [B, V]."""
+        """Read each prompt once: cache and mask [B, T] of P * completions rows, next-token logits
+        [B, V].
+        """
         ids_PT, mask_PT = left_pad(prompts, self.pad_id, self.model.device)
         cache = DynamicCache(config=self.model.config)
         output = self.model(

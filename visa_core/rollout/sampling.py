@@ -28,7 +28,9 @@ class SamplingConfig:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
         if self.top_k < 0 or not 0 <= self.min_p < 1:
-            raise ValueError(f"top_k must be >= 0 and min_p in [0, 1), not {self.top_k} and {self.min_p}")
+            raise ValueError(
+                f"top_k must be >= 0 and min_p in [0, 1), not {self.top_k} and {self.min_p}"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
@@ -36,7 +38,9 @@ class SamplingConfig:
 def draw(
     logits_BV: torch.Tensor, config: SamplingConfig, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row and its logprob under the distribution it was drawn from: ([B] int64, [B] float32)."""
+    """One token per row and its logprob under the distribution it was drawn from: ([B] int64, [B]
+    float32).
+    """
     if config.temperature == 0:
         logprobs_BV = logits_BV.float().log_softmax(-1)
         token_B = logprobs_BV.argmax(-1)

@@ -1,6 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON, written aside and renamed, never pickle.
 
-A state is a tree of dicts and lists with tensors and JSON values as leaves, as `state_dict()` returns it. The tensors go to
+A state is a tree of dicts and lists with tensors and JSON values as leaves, as `state_dict()`
+returns it. The tensors go to
 `tensors.safetensors` under their path in the tree, the rest to `state.json`.
 """
 
@@ -87,7 +88,7 @@ def _lives_elsewhere(pid: int) -> bool:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a small file aside and rename it, so that a crash leaves the old text or the new one."""
+    """Write a small file aside and rename it: a crash leaves the old text or the new one."""
     path = Path(path)
     scratch = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:

@@ -21,12 +21,16 @@ def completion_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that predict the completion tokens, packed: (logits [N, V], tokens [N]).
 
-    B completions of P prompts, B a multiple of P, the completions of one prompt adjacent. With several completions a prompt is
-    read once: its keys and values are computed by one row and shared by the rows of its group, and gradients flow back through
+    B completions of P prompts, B a multiple of P, the completions of one prompt adjacent. With
+    several completions a prompt is
+    read once: its keys and values are computed by one row and shared by the rows of its group, and
+    gradients flow back through
     them. Only columns of completions reach the head.
     """
     if len(completions) % len(prompts):
-        raise ValueError(f"{len(completions)} completions are no multiple of {len(prompts)} prompts")
+        raise ValueError(
+            f"{len(completions)} completions are no multiple of {len(prompts)} prompts"
+        )
     group = len(completions) // len(prompts)
     ids_BT, mask_BT = _right_pad(completions, pad_id, model.device)
     prompt_ids, prompt_mask = left_pad(prompts, pad_id, model.device)
@@ -45,7 +49,9 @@ def _one_pass(
     ids_BT: torch.Tensor,
     mask_BT: torch.Tensor,
 ) -> torch.Tensor:
-    """Prompts end and completions begin at one column, so the head's columns are the same in every row."""
+    """Prompts end and completions begin at one column, so the head's columns are the same in every
+    row.
+    """
     mask = torch.cat([prompt_mask, mask_BT], 1)
     output = model(
         input_ids=torch.cat([prompt_ids, ids_BT], 1),

@@ -12,8 +12,10 @@ from torch import nn
 class Optimizer:
     """One or two torch optimizers under one schedule, with gradient clipping.
 
-    The learning rate is a pure function of the step: linear warm-up, then "cosine", "linear" or "constant".
-    name "muon" orthogonalises the momentum of the hidden matrices (torch.optim.Muon) at `muon_lr`, and trains embeddings,
+    The learning rate is a pure function of the step: linear warm-up, then "cosine", "linear" or
+    "constant".
+    name "muon" orthogonalises the momentum of the hidden matrices (torch.optim.Muon) at `muon_lr`,
+    and trains embeddings,
     norms and biases by AdamW at `lr`.
     """
 
@@ -38,7 +40,9 @@ class Optimizer:
         self.max_grad_norm = max_grad_norm
         hidden, rest = _split_parameters(model) if name == "muon" else ([], self.parameters)
         groups = _decay_groups(rest, weight_decay)
-        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=lr, betas=betas)
+        ]
         if hidden:
             muon = torch.optim.Muon(
                 hidden, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -63,7 +67,9 @@ class Optimizer:
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm.item()} at step {step}; lower the learning rate")
+            raise FloatingPointError(
+                f"the gradient norm is {norm.item()} at step {step}; lower the learning rate"
+            )
         for optimizer, bases in zip(self.optimizers, self.base_lrs, strict=True):
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * self.factor(step)
@@ -95,5 +101,8 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

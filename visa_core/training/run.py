@@ -1,7 +1,9 @@
 """A training run on disk: steps, progress, metrics, checkpoints, resume, Ctrl-C.
 
-The randomness of a step is a pure function of (seed, step), and trainers derive the order of their data from (seed, epoch).
-So weights and optimizer state are all that a checkpoint needs for a resumed run to repeat the uninterrupted one bit for bit.
+The randomness of a step is a pure function of (seed, step), and trainers derive the order of their
+data from (seed, epoch).
+So weights and optimizer state are all that a checkpoint needs for a resumed run to repeat the
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def batch_rows(n: int, batch: int, seed: int, step: int) -> torch.Tensor:
-    """Rows of the batch at `step` (0-based) when epochs of n rows follow each other without a gap, [batch] int64."""
+    """Rows of the batch at `step` (0-based) when epochs of n rows follow each other without a gap,
+    [batch] int64.
+    """
     if n == 0:
         raise ValueError("the training set is empty: nothing is left after reading and filtering")
     first = step * batch
@@ -71,7 +75,8 @@ def batch_rows(n: int, batch: int, seed: int, step: int) -> torch.Tensor:
 
 
 class Run:
-    """One training run in `out_dir`; iterate `steps()` and call `log(step, metrics)` in the loop's body.
+    """One training run in `out_dir`; iterate `steps()` and call `log(step, metrics)` in the loop's
+    body.
 
     state: objects with state_dict/load_state_dict, all that the run's future depends on.
     config: kept in `out_dir/run.json`; resuming under another config is refused.
@@ -104,7 +109,9 @@ class Run:
         self._board = _tensorboard_writer(self.out_dir) if tensorboard else None
 
     def _prepare_folder(self, config: dict[str, Any], resume: bool) -> None:
-        record = json.loads(json.dumps({"config": config, "total_steps": self.total_steps}, default=str))
+        record = json.loads(
+            json.dumps({"config": config, "total_steps": self.total_steps}, default=str)
+        )
         path = self.out_dir / "run.json"
         try:
             recover_folder(self.out_dir)
@@ -120,14 +127,15 @@ class Run:
                 return
             if not resume and list_checkpoints(self.out_dir):
                 raise CheckpointError(
-                    f"{self.out_dir} holds an unfinished run: continue it with --resume, or choose another "
-                    "--out, or delete its folder 'checkpoints'"
+                    f"{self.out_dir} holds an unfinished run: continue it with --resume, or choose "
+                    "another --out, or delete its folder 'checkpoints'"
                 )
             self.metrics_path.write_text("")
             write_file(path, json.dumps(record, indent=1))
         except OSError as error:
             raise CheckpointError(
-                f"cannot write the run folder {self.out_dir}: {error}. Choose a writable folder with --out."
+                f"cannot write the run folder {self.out_dir}: {error}. Choose a writable folder "
+                "with --out."
             ) from error
 
     def _restore(self) -> int:
@@ -142,7 +150,7 @@ class Run:
         return step
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that remain, 0-based, each with its own random state; saves as it goes."""
+        """Yield the steps that remain, 0-based, each with its own random state; saves as due."""
         previous = self._catch_signals()
         bar = tqdm(
             total=self.total_steps,
@@ -170,15 +178,22 @@ class Run:
         if stopping or (done % self.save_every == 0 and done < self.total_steps):
             self.save(done)
         if stopping:
-            print(f"stopped at step {done}; continue with --resume --out {self.out_dir}", file=sys.stderr)
+            print(
+                f"stopped at step {done}; continue with --resume --out {self.out_dir}",
+                file=sys.stderr,
+            )
             raise TrainingStopped(130)
 
     def save(self, done: int) -> Path:
         """Write a checkpoint after `done` steps."""
-        return save_checkpoint(self.out_dir, done, {k: v.state_dict() for k, v in self.state.items()})
+        return save_checkpoint(
+            self.out_dir, done, {k: v.state_dict() for k, v in self.state.items()}
+        )
 
     def log(self, step: int, metrics: dict[str, float | torch.Tensor]) -> None:
-        """Append a line to metrics.jsonl (and TensorBoard) and show the first figures in the progress bar."""
+        """Append a line to metrics.jsonl (and TensorBoard) and show the first figures in the
+        progress bar.
+        """
         values = {key: float(value) for key, value in metrics.items()}
         row = {"step": step, **values, "time": round(time.time(), 3)}
         try:
@@ -186,7 +201,8 @@ class Run:
                 file.write(json.dumps(_finite_or_text(row)) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"cannot append to {self.metrics_path}: {error}. Free space, then continue with --resume."
+                f"cannot append to {self.metrics_path}: {error}. Free space, then continue with "
+                "--resume."
             ) from error
         self._postfix = {key: f"{value:.3g}" for key, value in list(values.items())[:4]}
         if self._board is not None:
@@ -217,7 +233,9 @@ class Run:
 
 
 def _finite_or_text(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in row.items()}
+    return {
+        k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in row.items()
+    }
 
 
 def _keep_metrics_before(path: Path, step: int) -> None:
@@ -240,13 +258,19 @@ def _refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -
     changed = [k for k in changed if k.rsplit(".", 1)[-1] not in ("resume", "tensorboard")]
     if changed:
         listed = ", ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in changed[:5])
-        raise CheckpointError(f"--resume with other settings than {path} holds ({listed}); restore them")
+        raise CheckpointError(
+            f"--resume with other settings than {path} holds ({listed}); restore them"
+        )
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, sub in tree.items()
+        for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _tensorboard_writer(out_dir: Path) -> Any:

@@ -46,7 +46,9 @@ def make_optimizer(model: torch.nn.Module, config: RewriterTraining, total_steps
     )
 
 
-def open_run(config: RewriterTraining, total_steps: int, state: dict[str, Stateful], label: str) -> Run:
+def open_run(
+    config: RewriterTraining, total_steps: int, state: dict[str, Stateful], label: str
+) -> Run:
     """The run on disk that the settings describe."""
     return Run(
         config.out,

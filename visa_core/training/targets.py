@@ -1,4 +1,4 @@
-"""Where a rewrite should go: v* = clip(D(q, y) + T(I, q, y), -1, 1), or what a record says itself."""
+"""Where a rewrite should go: v* = clip(D(q, y) + T(I, q, y), -1, 1), or what a record says."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ class Detects(Protocol):
 class Translates(Protocol):
     """Reads the shift an instruction asks for; a Translator is one."""
 
-    def predict(self, instructions: list[str], queries: list[str], responses: list[str]) -> torch.Tensor: ...
+    def predict(
+        self, instructions: list[str], queries: list[str], responses: list[str]
+    ) -> torch.Tensor: ...
 
 
 def predicted_targets(
-    examples: Sequence[RewriteExample], detector: Detects, translator: Translates | None, space: ValueSpace
+    examples: Sequence[RewriteExample],
+    detector: Detects,
+    translator: Translates | None,
+    space: ValueSpace,
 ) -> torch.Tensor:
-    """Targets [B, K] from the frozen detector and translator; without a translator from the records' shifts.
+    """Targets [B, K] from the frozen detector and translator; without a translator from the
+    records' shifts.
 
     Raises ValueError naming the record that has neither an instruction to translate nor a shift.
     """
@@ -35,7 +41,9 @@ def predicted_targets(
         return clip_target(values, recorded_shifts(examples, space))
     _refuse_missing(examples, [e.id for e in examples if not e.instruction.strip()], "instruction")
     shifts = translator.predict(
-        [e.instruction for e in examples], [e.query for e in examples], [e.response for e in examples]
+        [e.instruction for e in examples],
+        [e.query for e in examples],
+        [e.response for e in examples],
     )
     return clip_target(values, shifts)
 
@@ -55,11 +63,15 @@ def recorded_targets(examples: Sequence[RewriteExample], space: ValueSpace) -> t
         if e.target is not None:
             rows.append(space.vector(e.target))
         else:
-            rows.append(clip_target(space.vector(e.values or {}), space.vector(e.shift or {}, limit=2.0)))
+            rows.append(
+                clip_target(space.vector(e.values or {}), space.vector(e.shift or {}, limit=2.0))
+            )
     return torch.stack(rows)
 
 
 def _refuse_missing(examples: Sequence[RewriteExample], lacking: list[str], what: str) -> None:
     if lacking:
         named = ", ".join(repr(i) for i in lacking[:3])
-        raise ValueError(f"{len(lacking)} of {len(examples)} records have no {what}, the first: {named}")
+        raise ValueError(
+            f"{len(lacking)} of {len(examples)} records have no {what}, the first: {named}"
+        )

@@ -1,4 +1,6 @@
-"""The embedded corpus: texts whose facts and values are known by construction, so that the whole job runs without any file."""
+"""The embedded corpus: texts whose facts and values are known by construction, so that the whole
+job runs without any file.
+"""
 
 from visa_core.data.embedded.corpus import ReferenceNoise, paraphrases, rewrites
 from visa_core.data.embedded.pairs import dialogues, nli_pairs, preferences

@@ -1,6 +1,7 @@
 """Generator of the embedded corpus: seeded, drawn in arrays, no files needed.
 
-A text is planned as arrays (which facts, which value levels) and then put into words, so facts and values are known by
+A text is planned as arrays (which facts, which value levels) and then put into words, so facts and
+values are known by
 construction. Every function takes n and seed and returns n records.
 """
 
@@ -46,7 +47,9 @@ class ReferenceNoise:
 
 @dataclass
 class Plan:
-    """Contents of n texts before wording: facts [n, MAX_FACTS] (predicate -1: none) and value levels [n, K]."""
+    """Contents of n texts before wording: facts [n, MAX_FACTS] (predicate -1: none) and value
+    levels [n, K].
+    """
 
     predicate: np.ndarray
     a: np.ndarray
@@ -77,10 +80,13 @@ def draw_levels(rng: np.random.Generator, n: int, shares: tuple[float, ...]) -> 
 
 
 def draw_shifts(rng: np.random.Generator, values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Shifts [n, K] for given values [n, K], and the pole's name where a row moves along an axis ("" elsewhere).
+    """Shifts [n, K] for given values [n, K], and the pole's name where a row moves along an axis
+    ("" elsewhere).
 
-    Kinds: add a value, swap one for another, reverse one, add two, move along an axis. Rows are arranged so that the
-    target has at most MAX_FACTS non-zero values; rows that move along an axis start neutral (`values` is changed in place).
+    Kinds: add a value, swap one for another, reverse one, add two, move along an axis. Rows are
+    arranged so that the
+    target has at most MAX_FACTS non-zero values; rows that move along an axis start neutral
+    (`values` is changed in place).
     """
     n = len(values)
     order = (rng.random((n, K)) + (values != 0)).argsort(axis=1)
@@ -112,7 +118,9 @@ def _draw_poles(
     sides = [(axis.positive_name, axis.positive) for axis in SCHWARTZ.axes]
     sides += [(axis.negative_name, axis.negative) for axis in SCHWARTZ.axes]
     picked = {}
-    for row, side in zip(rows.tolist(), rng.integers(0, len(sides), len(rows)).tolist(), strict=True):
+    for row, side in zip(
+        rows.tolist(), rng.integers(0, len(sides), len(rows)).tolist(), strict=True
+    ):
         pole, members = sides[side]
         inside = [SCHWARTZ.index(name) for name in members]
         values[row] = 0.0
@@ -139,8 +147,12 @@ class Writer:
         predicate = PREDICATES[fact[0]]
         return self.pick(predicate.forms).format(a=predicate.a[fact[1]], b=predicate.b[fact[2]])
 
-    def text(self, facts: list[tuple[int, int, int]], levels: np.ndarray, shuffle: bool = False) -> str:
-        """A response: a sentence per fact, value clauses joined to the first sentences in random order."""
+    def text(
+        self, facts: list[tuple[int, int, int]], levels: np.ndarray, shuffle: bool = False
+    ) -> str:
+        """A response: a sentence per fact, value clauses joined to the first sentences in random
+        order.
+        """
         if shuffle:
             facts = [facts[i] for i in self.rng.permutation(len(facts))]
         clauses = [self.clause(k, levels[k]) for k in self.rng.permutation(np.flatnonzero(levels))]
@@ -171,8 +183,12 @@ def as_dict(levels: np.ndarray) -> dict[str, float]:
     return {SCHWARTZ.names[k]: float(levels[k]) for k in np.flatnonzero(levels)}
 
 
-def rewrites(n: int = 6000, seed: int = 0, noise: ReferenceNoise | None = None) -> list[RewriteExample]:
-    """Rewriting tasks with instruction, shift, target and a reference; `noise` spoils the references."""
+def rewrites(
+    n: int = 6000, seed: int = 0, noise: ReferenceNoise | None = None
+) -> list[RewriteExample]:
+    """Rewriting tasks with instruction, shift, target and a reference; `noise` spoils the
+    references.
+    """
     rng = np.random.default_rng([seed, 1])
     values = draw_levels(rng, n, (0.15, 0.45, 0.4))
     shift, poles = draw_shifts(rng, values)
@@ -204,7 +220,8 @@ def rewrites(n: int = 6000, seed: int = 0, noise: ReferenceNoise | None = None) 
 def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
     """Clean paraphrases: same facts, same values, other words and order.
 
-    Their targets are noise that the reference does not follow, so a model of them keeps facts and ignores targets: it stands in
+    Their targets are noise that the reference does not follow, so a model of them keeps facts and
+    ignores targets: it stands in
     for a pretrained LM that can copy and has not learned to steer values.
     """
     rng = np.random.default_rng([seed, 2])
@@ -245,7 +262,9 @@ def alter_slot(rng: np.random.Generator, fact: tuple[int, int, int]) -> tuple[in
     return p, a, (b + other) % SLOT_WORDS
 
 
-def _spoil_values(rng: np.random.Generator, levels: np.ndarray, noise: ReferenceNoise) -> np.ndarray:
+def _spoil_values(
+    rng: np.random.Generator, levels: np.ndarray, noise: ReferenceNoise
+) -> np.ndarray:
     spoiled = np.zeros(K)
     for k in np.flatnonzero(levels):
         if rng.random() < noise.value_lost:

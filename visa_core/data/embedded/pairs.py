@@ -1,7 +1,9 @@
 """Training data of the scorers, and preferences: each text labelled with what it truly says.
 
-A policy writes texts that no person would, and a scorer that has only seen clean ones can be fooled by them. So a documented
-share is damaged: words lost, doubled, swapped or strange, parts said twice, values in conflict. The label is what is left.
+A policy writes texts that no person would, and a scorer that has only seen clean ones can be
+fooled by them. So a documented
+share is damaged: words lost, doubled, swapped or strange, parts said twice, values in conflict.
+The label is what is left.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def _damaged_dialogue(rng: np.random.Generator, writer: Writer, text: str) -> st
 def nli_pairs(n: int = 12000, seed: int = 0) -> list[NLIPair]:
     """Premises and hypotheses with entailed, neutral and contradicted facts, about a third each.
 
-    Value clauses are opinions and do not decide the label. Text that states no fact, or is broken, is neutral: it claims nothing
+    Value clauses are opinions and do not decide the label. Text that states no fact, or is broken,
+    is neutral: it claims nothing
     that could be checked. A hypothesis of several sentences takes the worst label of its facts.
     """
     rng = np.random.default_rng([seed, 4])
@@ -98,7 +101,9 @@ def nli_pairs(n: int = 12000, seed: int = 0) -> list[NLIPair]:
     for row in range(n):
         facts = plan.facts(row)
         premise = writer.text(facts, premise_levels[row], shuffle=True)
-        hypothesis = writer.text(_hypothesis_facts(rng, facts, int(wanted[row])), levels[row], shuffle=True)
+        hypothesis = writer.text(
+            _hypothesis_facts(rng, facts, int(wanted[row])), levels[row], shuffle=True
+        )
         if rng.random() < 0.15:
             hypothesis = damage(rng, hypothesis)
         elif rng.random() < 0.06:
@@ -107,12 +112,16 @@ def nli_pairs(n: int = 12000, seed: int = 0) -> list[NLIPair]:
         if rng.random() < 0.1:
             premise = damage(rng, premise)
         label = nli_label(premise, hypothesis)
-        records.append(NLIPair(premise=premise, hypothesis=hypothesis, label=label, id=f"nli-{seed}-{row}"))
+        records.append(
+            NLIPair(premise=premise, hypothesis=hypothesis, label=label, id=f"nli-{seed}-{row}")
+        )
     return records
 
 
 def _hypothesis_facts(rng: np.random.Generator, facts: list[Fact], wanted: int) -> list[Fact]:
-    """Mostly one fact, sometimes two: of the premise (0), of another topic (1), or with a slot altered (2)."""
+    """Mostly one fact, sometimes two: of the premise (0), of another topic (1), or with a slot
+    altered (2).
+    """
     order = [facts[i] for i in rng.permutation(len(facts))]
     chosen = order[: 2 if rng.random() < 0.2 else 1]
     if wanted == 1:
@@ -129,7 +138,11 @@ def nli_label(premise: str, hypothesis: str) -> str:
     """The true label of a pair of embedded texts."""
     before, after = truth.parse(premise), truth.parse(hypothesis)
     known, told = set(before.facts), set(after.facts)
-    if any(fact[0] == other[0] and fact != other and fact not in known for fact in told for other in known):
+    if any(
+        fact[0] == other[0] and fact != other and fact not in known
+        for fact in told
+        for other in known
+    ):
         return "contradiction"
     fact_free = any(broken or not own for own, broken in after.sentences) or not after.sentences
     return "neutral" if fact_free or not told <= known else "entailment"
@@ -146,7 +159,9 @@ def preferences(n: int = 2000, seed: int = 0) -> list[PreferencePair]:
     records = []
     for row in range(n):
         facts = plan.facts(row)
-        chosen, rejected = (writer.text(facts, vector, shuffle=True) for vector in (levels[row], other[row]))
+        chosen, rejected = (
+            writer.text(facts, vector, shuffle=True) for vector in (levels[row], other[row])
+        )
         wish = writer.instruction(np.clip(levels[row] - other[row], -2, 2))
         records.append(
             PreferencePair(

@@ -1,6 +1,8 @@
-"""What a text of the embedded corpus says, known by construction: facts, value clauses, and whatever is neither.
+"""What a text of the embedded corpus says, known by construction: facts, value clauses, and
+whatever is neither.
 
-A sentence is a list of parts joined by "; ", each a fact or a value clause, and ends with ".". A part that is neither counts as
+A sentence is a list of parts joined by "; ", each a fact or a value clause, and ends with ".". A
+part that is neither counts as
 junk. So every learned score can be held against the truth, and reward hacking shows.
 """
 
@@ -23,7 +25,9 @@ Clause = tuple[int, float]
 
 @dataclass(frozen=True)
 class Parsed:
-    """The content of one text. `sentences` holds the facts of each sentence, and whether it has junk."""
+    """The content of one text. `sentences` holds the facts of each sentence, and whether it has
+    junk.
+    """
 
     facts: tuple[Fact, ...]
     clauses: tuple[Clause, ...]
@@ -83,7 +87,9 @@ def parse(text: str) -> Parsed:
 
 
 def values(text: str | Parsed) -> torch.Tensor:
-    """Value vector a text expresses, [K] float32: per value the mean over its distinct levels, 0 when absent."""
+    """Value vector a text expresses, [K] float32: per value the mean over its distinct levels, 0
+    when absent.
+    """
     parsed = parse(text) if isinstance(text, str) else text
     vector = torch.zeros(SCHWARTZ.size)
     for k in {k for k, _ in parsed.clauses}:
@@ -93,7 +99,9 @@ def values(text: str | Parsed) -> torch.Tensor:
 
 
 def entailed_share(premise: Parsed, hypothesis: Parsed) -> float:
-    """Share of the hypothesis' sentences that state facts, all of them facts of the premise; fact-free text gives 0."""
+    """Share of the hypothesis' sentences that state facts, all of them facts of the premise;
+    fact-free text gives 0.
+    """
     known = set(premise.facts)
     held = [bool(own) and not broken and set(own) <= known for own, broken in hypothesis.sentences]
     return sum(held) / len(held) if held else 0.0
