@@ -90,7 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.showwarning = _show_warning
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return status_of(command)
+
+
+def status_of(command: Any) -> int:
+    """Run a command; what a user can mend becomes a sentence and an exit status."""
     try:
         return run(command)
     except KeyboardInterrupt:

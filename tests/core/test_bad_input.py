@@ -34,12 +34,8 @@ Complaint = Callable[..., str]
 def complaint(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Complaint:
     """Run a command that must be refused with status 2; what it says, without line breaks."""
-    import warnings
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def run(*arguments: object) -> str:
         try:

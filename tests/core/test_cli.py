@@ -23,15 +23,6 @@ EXAMPLE = tiny.examples(4)[0]
 SINGLE = ["--query", EXAMPLE.query, "--response", EXAMPLE.response]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that `main` changes for the whole process are put back."""
-    import warnings
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 @pytest.fixture(scope="session")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_tasks(tmp_path_factory.mktemp("tasks") / "tasks.jsonl")
