@@ -191,20 +191,20 @@ class Rewriter:
         ids = self.template.encode(self.tokenizer, self.space, query, response, target)
         if len(ids) > self.max_prompt:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, more than max_prompt = {self.max_prompt}: shorten the "
-                "response, or raise --max-prompt"
+                f"the prompt has {len(ids)} tokens, more than max_prompt = {self.max_prompt}: "
+                "shorten the response, or raise --max-prompt"
             )
         return Prompt(ids=ids, query=query, source=response, target=target)
 
     def completion_ids(self, text: str) -> list[int]:
-        """Token ids of a reference rewrite with its end token; refuses one longer than the limit."""
+        """Token ids of a reference rewrite and its end token; refuses one beyond the limit."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [
             self.tokenizer.eos_token_id
         ]
         if len(ids) > self.max_completion:
             raise ValueError(
-                f"the completion has {len(ids)} tokens, more than max_completion = {self.max_completion}: "
-                "shorten it, or raise --max-completion"
+                f"the completion has {len(ids)} tokens, more than max_completion = "
+                f"{self.max_completion}: shorten it, or raise --max-completion"
             )
         return ids
 

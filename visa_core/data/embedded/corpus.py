@@ -246,6 +246,34 @@ def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
     return records
 
 
+def glossary(n: int = 3000, seed: int = 0) -> list[RewriteExample]:
+    """Value notation put into words: the source reads "security +1 power -0.5", the reference says it.
+
+    A pretrained LM knows what the value words mean before it is asked to steer by them; so does a
+    model of these rows. The target is noise here as in `paraphrases`.
+    """
+    rng = np.random.default_rng([seed, 6])
+    levels = draw_levels(rng, n, (0.0, 0.5, 0.3, 0.2))
+    targets = draw_levels(rng, n, (0.1, 0.4, 0.4, 0.1))
+    writer = Writer(rng)
+    records = []
+    for row in range(n):
+        order = rng.permutation(np.flatnonzero(levels[row]))
+        notation = " ".join(f"{SCHWARTZ.names[k]} {levels[row, k]:+g}" for k in order)
+        records.append(
+            RewriteExample(
+                query="Put it into words .",
+                response=notation,
+                instruction="put it into words",
+                values=as_dict(levels[row]),
+                target=as_dict(targets[row]),
+                reference=" ".join(f"{writer.clause(k, levels[row, k])}." for k in order),
+                id=f"glossary-{seed}-{row}",
+            )
+        )
+    return records
+
+
 def _spoil_facts(
     rng: np.random.Generator, facts: list[tuple[int, int, int]], noise: ReferenceNoise
 ) -> list[tuple[int, int, int]]:
