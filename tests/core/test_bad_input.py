@@ -404,3 +404,29 @@ def test_option_out_of_range(complaint: Complaint, arguments: list[str], message
 def test_unknown_kind_of_data(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
     said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", "fulcrum:x"))
     assert "--data 'fulcrum:x': unknown kind of data 'fulcrum'; known: fulcra:PATH" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("rewriter", "model.safetensors"),
+        ("rewriter", "config.json"),
+        ("detector", "heads.safetensors"),
+        ("detector", "config.json"),
+        ("detector", "encoder/model.safetensors"),
+        ("fact_analyzer", "model.safetensors"),
+    ],
+)
+def test_a_torn_model_file(
+    complaint: Complaint, small_system: Path, tmp_path: Path, part: str, file: str
+) -> None:
+    folder = shutil.copytree(small_system, tmp_path / "system")
+    path = folder / part / file
+    path.write_bytes(path.read_bytes()[:50])
+    said = complaint("rewrite", "--model", folder, *FULL)
+    assert str(folder / part) in said and ("cannot be read" in said or "not a valid JSON" in said)
+
+
+def test_no_such_device(complaint: Complaint, small_system: Path) -> None:
+    said = complaint("rewrite", "--model", small_system, *FULL, "--device", "gpu")
+    assert "--device 'gpu' is no device: give auto, cpu or cuda" in said

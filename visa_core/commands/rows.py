@@ -26,6 +26,9 @@ Item = TypeVar("Item")
 CHUNKS = 16
 """Batches that are read and sorted by length together."""
 
+SHOWN = 20
+"""Bad rows that are named on stderr; the file beside the output holds them all."""
+
 log = logging.getLogger("visa_core.commands")
 
 
@@ -131,7 +134,7 @@ def _set_aside(rejected: Sequence[Rejected], path: Path) -> None:
     if not rejected:
         path.unlink(missing_ok=True)
         return
-    for entry in rejected:
-        log.error("%s", describe_rejected(entry))
     write_jsonl(path, rejected)
+    for entry in rejected[:SHOWN]:
+        log.error("%s", describe_rejected(entry))
     log.error("%d rows set aside in %s", len(rejected), path)

@@ -8,11 +8,14 @@ reads queries and responses alike, user text cannot inject special tokens, and w
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
@@ -32,10 +35,29 @@ the loader.
 """
 
 
+WINDOW = 4
+"""Tokens to either side that a layer of the built-in encoder looks at."""
+
+
 class ModelFolderError(ValueError):
     """A model folder that cannot be used; the message names the folder, what is missing and the
     way out.
     """
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Damaged files of a model folder become a ModelFolderError that names the folder."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"{folder}: its weights cannot be read ({error}); copy or train it again"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ModelFolderError(
+            f"{folder}: one of its JSON files cannot be read ({error}); copy or train the model again"
+        ) from error
 
 
 class TruncationWarning(UserWarning):
@@ -94,23 +116,32 @@ class TextEncoder(nn.Module):
         heads: int = 4,
         max_length: int = 256,
     ) -> TextEncoder:
-        """A small BERT from scratch whose tokenizer knows the words of `texts`."""
-        from transformers import BertConfig, BertModel
+        """A small ModernBERT from scratch whose tokenizer knows the words of `texts`.
+
+        Every layer looks WINDOW tokens to either side, by relative position: what a clause says is
+        found in hundreds of steps, where absolute positions and attention to the whole text take
+        thousands. The heads' pooling joins the clauses.
+        """
+        from transformers import ModernBertConfig, ModernBertModel
 
         tokenizer = build_word_tokenizer(texts)
-        config = BertConfig(
+        config = ModernBertConfig(
             vocab_size=len(tokenizer),
             hidden_size=hidden_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            intermediate_size=2 * hidden_size,
+            intermediate_size=hidden_size,
             max_position_embeddings=max_length,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            layer_types=["sliding_attention"] * layers,
+            local_attention=2 * WINDOW,
             initializer_range=0.05,
             pad_token_id=tokenizer.pad_token_id,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=tokenizer.cls_token_id,
+            eos_token_id=tokenizer.sep_token_id,
         )
-        return cls(BertModel(config), tokenizer, max_length)
+        return cls(ModernBertModel(config), tokenizer, max_length)
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_length: int = 512) -> TextEncoder:
@@ -120,9 +151,10 @@ class TextEncoder(nn.Module):
         folder = Path(folder)
         check_model_folder(folder)
         logging.disable_progress_bar()
-        model, report = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+        with reading(folder):
+            model, report = AutoModel.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
         if lost := [key for key in sorted(report["missing_keys"]) if "pooler" not in key]:
             raise ModelFolderError(
                 f"model folder {folder}: its weights lack {len(lost)} tensors, such as "

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError
+from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError, reading
 from visa_core.models.exact_match import TokenFeatures
 from visa_core.models.nli_labels import label_order
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
@@ -96,10 +96,11 @@ class FactAnalyzer:
         """
         path = Path(folder)
         _require_files(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with reading(path):
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         if loading["missing_keys"]:
             raise ModelFolderError(
                 f"{path} holds no trained classifier: it lacks "

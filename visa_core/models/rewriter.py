@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError
+from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError, reading
 from visa_core.models.prompt import COMPACT_SPECIALS, PromptTemplate
 from visa_core.models.tokenizer import build_tokenizer
 from visa_core.rollout.hf import HFEngine
@@ -73,14 +73,15 @@ class Rewriter:
                 f"{folder} has no *.safetensors weights; pickled weights are not loaded, convert "
                 "them with save_pretrained first"
             )
-        tokenizer = _load_tokenizer(folder)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with reading(folder):
+            tokenizer = _load_tokenizer(folder)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         if lost := sorted(report["missing_keys"]):
             raise ModelFolderError(
                 f"{folder}: its weights lack {len(lost)} tensors, such as {lost[0]!r}; they do not "

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from visa_core.models.encoder import ModelFolderError, TextEncoder
+from visa_core.models.encoder import ModelFolderError, TextEncoder, reading
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.values import SCHWARTZ, VALUEEVAL20, ValueSpace
 
@@ -162,7 +162,8 @@ class VectorModel(nn.Module):
                 f"{cls.kind} folder {folder} has no heads.safetensors; it is incomplete"
             )
         model = cls(TextEncoder.from_folder(folder / "encoder", config.max_length), config)
-        heads = load_file(folder / "heads.safetensors")
+        with reading(folder):
+            heads = load_file(folder / "heads.safetensors")
         missing, unexpected = model.load_state_dict(heads, strict=False)
         missing = [name for name in missing if not name.startswith("encoder.")]
         if missing or unexpected:
@@ -177,7 +178,8 @@ def _read_config(folder: Path, kind: str) -> VectorModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelFolderError(f"{folder} is not a {kind} folder: it has no config.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    with reading(folder):
+        record = json.loads(path.read_text(encoding="utf-8"))
     found = record.pop("model_type", None)
     if found != f"visa-{kind}":
         raise ModelFolderError(
