@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,6 +45,27 @@ def small_system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     return tiny.write_small_system(tmp_path_factory.mktemp("system"))
+
+
+@pytest.fixture
+def complaint(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[..., str]:
+    """Run a command that must be refused with status 2; what it says, without line breaks."""
+    from visa_core.cli import main
+
+    def run(*arguments: object) -> str:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as refused:
+            status = refused.code
+        said = capsys.readouterr().err
+        assert status == 2, said
+        assert "Traceback" not in said
+        return " ".join(f"{caplog.text} {said}".replace("│", " ").split())
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -113,3 +113,24 @@ def write_tasks(path: Path, n: int = 24, seed: int = 1) -> Path:
     rows = [json.dumps(asdict(e)) for e in examples(n, seed)]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+def write_lines(path: Path, lines: list[object]) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def sft_command(model: Path, out: Path, *more: object) -> list[object]:
+    limits = ["--max-prompt", "160", "--max-completion", "96", "--steps", "1", "--batch-size", "2"]
+    common = ["train", "sft", "--model", model, "--out", out, "--device", "cpu"]
+    return [*common, "--precision", "fp32", *limits, *more]
+
+
+def grpo_command(system: Path, tasks: Path, out: Path, *more: object) -> list[object]:
+    command = sft_command(system / "rewriter", out, "--data", f"jsonl:{tasks}")
+    command[1] = "grpo"
+    command += ["--accumulation", "1", "--group-size", "2", "--max-completion", "8"]
+    for name in ("detector", "translator", "fact_analyzer"):
+        command += [f"--{name.replace('_', '-')}", system / name]
+    return [*command, *more]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +15,9 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.tiny import grpo_command as grpo
+from tests.tiny import sft_command as sft
+from tests.tiny import write_lines
 from visa_core import cli
 from visa_core.data import schema
 from visa_core.models.detector import Detector
@@ -28,47 +29,6 @@ FULL = (*SINGLE, "--target", "security=1")
 TASK = {key: value for key, value in asdict(EXAMPLE).items() if value is not None}
 
 Complaint = Callable[..., str]
-
-
-@pytest.fixture
-def complaint(
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> Complaint:
-    """Run a command that must be refused with status 2; what it says, without line breaks."""
-
-    def run(*arguments: object) -> str:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as refused:
-            status = refused.code
-        said = capsys.readouterr().err
-        assert status == 2, said
-        assert "Traceback" not in said
-        return " ".join(f"{caplog.text} {said}".replace("│", " ").split())
-
-    return run
-
-
-def write_lines(path: Path, lines: list[object]) -> Path:
-    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    return path
-
-
-def sft(model: Path, out: Path, *more: object) -> list[object]:
-    limits = ["--max-prompt", "160", "--max-completion", "96", "--steps", "1", "--batch-size", "2"]
-    common = ["train", "sft", "--model", model, "--out", out, "--device", "cpu"]
-    return [*common, "--precision", "fp32", *limits, *more]
-
-
-def grpo(system: Path, tasks: Path, out: Path, *more: object) -> list[object]:
-    command = sft(system / "rewriter", out, "--data", f"jsonl:{tasks}")
-    command[1] = "grpo"
-    command += ["--accumulation", "1", "--group-size", "2", "--max-completion", "8"]
-    for name in ("detector", "translator", "fact_analyzer"):
-        command += [f"--{name.replace('_', '-')}", system / name]
-    return [*command, *more]
 
 
 def test_malformed_jsonl(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
@@ -146,74 +106,6 @@ def test_empty_response(complaint: Complaint, small_system: Path, tmp_path: Path
     path = write_lines(tmp_path / "tasks.jsonl", [TASK | {"response": " "}])
     said = complaint(*grpo(small_system, path, tmp_path / "o"))
     assert f"{path}:1: field 'response' is empty" in said
-
-
-def without_tokenizer(folder: Path, copy: Path) -> Path:
-    shutil.copytree(folder, copy)
-    for path in copy.glob("tokenizer*"):
-        path.unlink()
-    return copy
-
-
-@pytest.mark.parametrize("settings", [False, True], ids=["bare", "with tokenizer_config"])
-def test_rewriter_without_tokenizer(
-    complaint: Complaint, small_system: Path, tmp_path: Path, settings: bool
-) -> None:
-    folder = without_tokenizer(small_system / "rewriter", tmp_path / "bare")
-    if settings:
-        shutil.copy(small_system / "rewriter/tokenizer_config.json", folder)
-    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
-    assert f"{folder} has no tokenizer (none of tokenizer.json" in said
-
-
-def test_rewriter_without_weights(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(small_system / "rewriter", tmp_path / "bare")
-    (folder / "model.safetensors").unlink()
-    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
-    assert f"{folder} has no *.safetensors weights" in said
-
-
-def test_rewriter_with_weights_of_another(
-    complaint: Complaint, small_system: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(small_system / "rewriter", tmp_path / "deeper")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
-    (folder / "config.json").write_text(json.dumps(config))
-    said = complaint(*sft(folder, tmp_path / "o", "--data", "embedded:4"))
-    assert f"{folder}: its weights lack" in said and "layers.1" in said
-
-
-def test_backbone_and_fact_analyzer_without_tokenizer(
-    complaint: Complaint, small_system: Path, tmp_path: Path
-) -> None:
-    folder = without_tokenizer(small_system / "detector/encoder", tmp_path / "encoder")
-    options = ("--data", "embedded:4", "--backbone", folder, "--out", tmp_path / "o")
-    assert f"model folder {folder} has no tokenizer" in complaint("train", "detector", *options)
-    folder = without_tokenizer(small_system / "fact_analyzer", tmp_path / "nli")
-    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
-    said = complaint(*grpo(small_system, tasks, tmp_path / "o", "--fact-analyzer", folder))
-    assert f"{folder} holds a model but no tokenizer" in said
-
-
-def test_unclear_labels_of_a_fact_analyzer(
-    complaint: Complaint, small_system: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(small_system / "fact_analyzer", tmp_path / "nli")
-    config = json.loads((folder / "config.json").read_text())
-    names = [f"LABEL_{i}" for i in range(3)]
-    config |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    (folder / "config.json").write_text(json.dumps(config))
-    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
-    said = complaint(*grpo(small_system, tasks, tmp_path / "o", "--fact-analyzer", folder))
-    assert str(folder) in said and "LABEL_0" in said and "id2label" in said
-
-
-def test_a_folder_of_another_part(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
-    tasks = write_lines(tmp_path / "tasks.jsonl", [TASK])
-    wrong = ("--detector", small_system / "translator")
-    said = complaint(*grpo(small_system, tasks, tmp_path / "o", *wrong))
-    assert "holds a model of type 'visa-translator', not a detector" in said
 
 
 def test_completion_longer_than_the_limit(
@@ -404,27 +296,6 @@ def test_option_out_of_range(complaint: Complaint, arguments: list[str], message
 def test_unknown_kind_of_data(complaint: Complaint, small_system: Path, tmp_path: Path) -> None:
     said = complaint(*sft(small_system / "rewriter", tmp_path / "o", "--data", "fulcrum:x"))
     assert "--data 'fulcrum:x': unknown kind of data 'fulcrum'; known: fulcra:PATH" in said
-
-
-@pytest.mark.parametrize(
-    ("part", "file"),
-    [
-        ("rewriter", "model.safetensors"),
-        ("rewriter", "config.json"),
-        ("detector", "heads.safetensors"),
-        ("detector", "config.json"),
-        ("detector", "encoder/model.safetensors"),
-        ("fact_analyzer", "model.safetensors"),
-    ],
-)
-def test_a_torn_model_file(
-    complaint: Complaint, small_system: Path, tmp_path: Path, part: str, file: str
-) -> None:
-    folder = shutil.copytree(small_system, tmp_path / "system")
-    path = folder / part / file
-    path.write_bytes(path.read_bytes()[:50])
-    said = complaint("rewrite", "--model", folder, *FULL)
-    assert str(folder / part) in said and ("cannot be read" in said or "not a valid JSON" in said)
 
 
 def test_no_such_device(complaint: Complaint, small_system: Path) -> None:

@@ -56,7 +56,7 @@ def reading(folder: Path) -> Iterator[None]:
         ) from error
     except json.JSONDecodeError as error:
         raise ModelFolderError(
-            f"{folder}: one of its JSON files cannot be read ({error}); copy or train the model again"
+            f"{folder}: one of its JSON files cannot be read ({error}); copy or train it again"
         ) from error
 
 
