@@ -44,7 +44,7 @@ def detector() -> Detector:
         "builtin",
         texts=QUERIES + RESPONSES,
         hidden_size=32,
-        max_length=64,
+        max_length=96,
         category_head=True,
     ).eval()
 
@@ -139,7 +139,7 @@ def test_pooling_ignores_padding_and_matches_its_definition(pooling):
 
 
 def test_texts_that_are_cut_are_counted_in_one_warning(detector):
-    with pytest.warns(TruncationWarning, match="2 of 3 texts are longer than 64 tokens"):
+    with pytest.warns(TruncationWarning, match="2 of 3 texts are longer than 96 tokens"):
         values = detector.predict(["q"] * 3, ["word " * 500, "short", "word " * 501])
     assert torch.allclose(values[0], values[2])
     with warnings.catch_warnings():
@@ -151,7 +151,7 @@ def test_a_cut_row_keeps_the_shorter_text_whole(detector):
     with pytest.warns(TruncationWarning):
         row = detector.tokenize(["is it safe ?"], ["safe " * 500])[0]
     decoded = detector.encoder.tokenizer.convert_ids_to_tokens(row)
-    assert len(row) == 64 and decoded[0] == "[CLS]" and decoded[-1] == "[SEP]"
+    assert len(row) == 96 and decoded[0] == "[CLS]" and decoded[-1] == "[SEP]"
     assert decoded.count("[SEP]") == 2
     assert (
         row[: len(detector.tokenize(["is it safe ?"], [""])[0]) - 1]
@@ -221,7 +221,8 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(detector, tmp_path
     folder = saved(detector, tmp_path)
     path = folder / "encoder" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    layers = ["sliding_attention"] * 3
+    path.write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": layers}))
     with pytest.raises(ModelFolderError, match="its weights lack"):
         Detector.from_pretrained(folder)
 
