@@ -112,9 +112,9 @@ PRETRAINED: dict[str, Any] = {
 
 FROM_SCRATCH: dict[str, Any] = {
     "pooling": "attention",
-    "epochs": 8,
-    "batch_size": 64,
-    "lr": 2e-3,
+    "epochs": 3,
+    "batch_size": 32,
+    "lr": 4e-3,
     "head_scale": 1.0,
     "average": 0.0,
 }
@@ -154,6 +154,9 @@ class RewardConfig:
     `unfinished_penalty`, or is scored as it stands."""
     unfinished_penalty: float = 0.5
     """What "penalty" takes off."""
+    distance_weight: float = 0.0
+    """Taken off per unit of L2 distance between the rewrite's values and the target. The cosine alone
+    cannot see how strongly a value is expressed; joint success can. 0 is the published reward."""
     repetition_weight: float = 0.0
     """Taken off per share of repeated word 4-grams: against policies that say things twice."""
     length_weight: float = 0.0
@@ -168,7 +171,14 @@ class RewardConfig:
     """Texts scored at once."""
 
     def __post_init__(self) -> None:
-        for name in ("w_val", "w_sem", "unfinished_penalty", "repetition_weight", "length_weight"):
+        for name in (
+            "w_val",
+            "w_sem",
+            "unfinished_penalty",
+            "distance_weight",
+            "repetition_weight",
+            "length_weight",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"reward {name} must be at least 0, got {getattr(self, name)}")
         if self.w_val == self.w_sem == 0:

@@ -238,6 +238,8 @@ class RewardModel:
         broken = self._broken_rows(measured, rewrites)
         semantic = semantic_term(measured.consistency, config.consistency)
         reward = combine(measured.cosine, semantic, config)
+        if config.distance_weight:
+            reward = reward - config.distance_weight * measured.l2
         if config.repetition_weight:
             share = torch.tensor([repeated_share(text) for text in rewrites])
             reward = reward - config.repetition_weight * share
