@@ -154,8 +154,13 @@ class RewardConfig:
     `unfinished_penalty`, or is scored as it stands."""
     unfinished_penalty: float = 0.5
     """What "penalty" takes off."""
+    neutral_norm: float = 0.25
+    """Detected values shorter than this count as neutral (cosine 0) in the reward: half the
+    smallest
+    step of the scale. 0 takes the cosine as it is."""
     distance_weight: float = 0.0
-    """Taken off per unit of L2 distance between the rewrite's values and the target. The cosine alone
+    """Taken off per unit of L2 distance between the rewrite's values and the target. The cosine
+    alone
     cannot see how strongly a value is expressed; joint success can. 0 is the published reward."""
     repetition_weight: float = 0.0
     """Taken off per share of repeated word 4-grams: against policies that say things twice."""
@@ -175,6 +180,7 @@ class RewardConfig:
             "w_val",
             "w_sem",
             "unfinished_penalty",
+            "neutral_norm",
             "distance_weight",
             "repetition_weight",
             "length_weight",

@@ -235,9 +235,10 @@ class RewardModel:
             targets,
             config.batch_size,
         )
+        value = self._value_term(measured, targets)
         broken = self._broken_rows(measured, rewrites)
         semantic = semantic_term(measured.consistency, config.consistency)
-        reward = combine(measured.cosine, semantic, config)
+        reward = combine(value, semantic, config)
         if config.distance_weight:
             reward = reward - config.distance_weight * measured.l2
         if config.repetition_weight:
@@ -267,6 +268,15 @@ class RewardModel:
             worst=worst,
             non_finite=int(broken.sum()),
         )
+
+    def _value_term(self, measured: Measured, targets: torch.Tensor) -> torch.Tensor:
+        """Cosine [B] where a rewrite whose detected values are all but zero counts as neutral: the
+        direction of a detector's noise is a lottery that the policy would otherwise play.
+        """
+        norms = torch.linalg.vector_norm(measured.values, dim=-1, keepdim=True)
+        neutral = norms < self.config.neutral_norm
+        values = torch.where(neutral, torch.zeros_like(measured.values), measured.values)
+        return cosine(values, targets)
 
     def _broken_rows(self, measured: Measured, rewrites: Sequence[str]) -> torch.Tensor:
         consistency = torch.stack([measured.consistency.fwd, measured.consistency.bwd], dim=1)

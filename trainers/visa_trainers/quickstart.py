@@ -4,12 +4,14 @@ GRPO), evaluation, report.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,8 @@ from visa_core.models.fact_analyzer import FactAnalyzer
 from visa_core.models.rewriter import Rewriter
 from visa_core.models.translator import Translator
 from visa_core.pipeline import write_system
+from visa_core.training.checkpoint import CheckpointError, write_file
+from visa_core.training.run import RunFinished, epoch_order
 from visa_core.training.targets import predicted_targets, recorded_targets
 from visa_core.types import RewriteExample
 from visa_core.values import SCHWARTZ
@@ -44,33 +48,74 @@ class QuickstartConfig:
 
 
 def run(config: QuickstartConfig) -> Path:
-    """Run all stages and write the report; returns the path of report.json."""
+    """Run all stages and write the report; returns the path of report.json.
+
+    A run that was stopped goes on where it was when it is started again with the same settings.
+    """
     sizes = recipe.SMOKE if config.smoke else recipe.FULL
-    out, seconds = config.out, {}
-    data = out / "data"
-    with timed("data", seconds):
-        write_data(data, sizes, config.seed)
-    for name, stage in (("detector", detector), ("translator", translator), ("nli", nli)):
-        folder = out / ("fact_analyzer" if name == "nli" else name)
-        with timed(name, seconds):
-            stage.train(getattr(recipe, name)(data, folder, sizes, config.seed))
-    with timed("base", seconds):
-        start_model(data, config.seed).save_pretrained(out / "init")
-        sft.train(recipe.base(data, out / "init", out / "base", sizes, config.seed))
-    with timed("sft", seconds):
-        sft.train(recipe.sft(data, out / "base", out / "sft", sizes, config.seed))
-    with timed("grpo", seconds):
-        grpo.train(recipe.grpo(data, out, out / "sft", out / "grpo", sizes, config.seed))
+    out, seed, data = config.out, config.seed, config.out / "data"
+    record = {"seed": seed, "smoke": config.smoke, "sizes": asdict(sizes)}
+    claim_folder(out, record)
+    job = Job()
+    with job.timed("data"):
+        write_data(data, sizes, seed)
+    job.stage("detector", detector.train, recipe.detector(data, out / "detector", sizes, seed))
+    job.stage(
+        "translator", translator.train, recipe.translator(data, out / "translator", sizes, seed)
+    )
+    job.stage("nli", nli.train, recipe.nli(data, out / "fact_analyzer", sizes, seed))
+    start_model(data, seed).save_pretrained(out / "init")
+    job.stage("base", sft.train, recipe.base(data, out / "init", out / "base", sizes, seed))
+    job.stage("sft", sft.train, recipe.sft(data, out / "base", out / "sft", sizes, seed))
+    job.stage("grpo", grpo.train, recipe.grpo(data, out, out / "sft", out / "grpo", sizes, seed))
     write_system(out, rewriter="grpo")
-    with timed("evaluation", seconds):
-        evaluation = evaluate_all(out, config.seed)
+    with job.timed("evaluation"):
+        evaluation = evaluate_all(out, seed)
     return write_report(
         out,
         evaluation,
-        timing=seconds,
-        config={**asdict(config), "sizes": asdict(sizes)},
+        timing=job.seconds,
+        config=record | {"recipe": recipe.described(data, out, sizes, seed)},
         curves={"grpo": out / "grpo" / "metrics.jsonl"},
     )
+
+
+def claim_folder(out: Path, record: dict[str, Any]) -> None:
+    """Mark `out` as this quickstart's; raises CheckpointError when it holds one of other settings."""
+    path = out / "quickstart.json"
+    if path.is_file() and json.loads(path.read_text()) != record:
+        raise CheckpointError(
+            f"{out} holds a quickstart with other settings; choose another --out, or delete it"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make {out}: {error}. Choose a writable --out.") from error
+    write_file(path, json.dumps(record, indent=1) + "\n")
+
+
+class Job:
+    """The stages of one quickstart, their seconds, and what is already done."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Log a stage's start and keep its seconds."""
+        log.info("%s", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+    def stage(self, name: str, train: Callable[[Any], Path], settings: Any) -> None:
+        """Train one part, going on from its checkpoint; a finished one is left as it is."""
+        resume = (settings.out / "run.json").is_file()
+        try:
+            with self.timed(name):
+                train(replace(settings, resume=resume))
+        except RunFinished:
+            log.info("%s is already done", name)
 
 
 def write_data(folder: Path, sizes: recipe.Sizes, seed: int) -> None:
@@ -82,7 +127,11 @@ def write_data(folder: Path, sizes: recipe.Sizes, seed: int) -> None:
         "dialogues": embedded.dialogues(sizes.dialogues, seeds["train"]),
         "instructions": embedded.rewrites(sizes.instructions, seeds["train"] + 5),
         "nli": embedded.nli_pairs(sizes.nli_pairs, seeds["train"]),
-        "paraphrases": embedded.paraphrases(sizes.paraphrases, seeds["train"]),
+        "paraphrases": mixed(
+            embedded.paraphrases(sizes.paraphrases, seeds["train"]),
+            embedded.glossary(sizes.glossary, seeds["train"]),
+            seed,
+        ),
         "triplets": embedded.rewrites(sizes.triplets, seeds["train"], embedded.ReferenceNoise()),
         "tasks": [replace(t, reference=None, target=None, values=None) for t in tasks],
         "preferences": embedded.preferences(sizes.preferences, seeds["train"]),
@@ -90,6 +139,14 @@ def write_data(folder: Path, sizes: recipe.Sizes, seed: int) -> None:
     }
     for name, records in sets.items():
         write_jsonl(folder / f"{name}.jsonl", records)
+
+
+def mixed(
+    first: list[RewriteExample], second: list[RewriteExample], seed: int
+) -> list[RewriteExample]:
+    """Both lists in one seeded random order."""
+    rows = first + second
+    return [rows[i] for i in epoch_order(len(rows), seed, 0).tolist()]
 
 
 def start_model(data: Path, seed: int) -> Rewriter:
@@ -137,12 +194,3 @@ class KnownTruth:
     def __call__(self, source: str, rewrite: str, target: torch.Tensor) -> dict[str, float]:
         """`target`, the predicted one, is not used."""
         return truth.score(source, rewrite, self.targets[source])
-
-
-@contextmanager
-def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Log a stage's start and keep its seconds."""
-    log.info("%s", name)
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 1)

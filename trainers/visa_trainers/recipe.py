@@ -4,7 +4,7 @@ place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ class Sizes:
     dialogues: int = 8000
     instructions: int = 6000
     nli_pairs: int = 12000
-    paraphrases: int = 25600
-    triplets: int = 6400
+    paraphrases: int = 21600
+    glossary: int = 7200
+    triplets: int = 9600
     tasks: int = 6400
     preferences: int = 1000
     held_out: int = 250
-    base_steps: int = 400
-    sft_steps: int = 200
+    base_steps: int = 450
+    sft_steps: int = 300
     grpo_steps: int = 240
     scorer_epochs: int | None = None
 
@@ -42,6 +43,7 @@ SMOKE = Sizes(
     instructions=640,
     nli_pairs=640,
     paraphrases=640,
+    glossary=160,
     triplets=320,
     tasks=320,
     preferences=50,
@@ -159,6 +161,20 @@ def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: i
         lr=1.5e-3,
         temperature=TEMPERATURE,
         loss_type="dr_grpo",
-        reward=RewardConfig(repetition_weight=1.0, batch_size=128),
+        advantage_scale="batch",
+        reward=RewardConfig(distance_weight=0.3, repetition_weight=1.0, batch_size=128),
         **REWRITER,
     )
+
+
+def described(data: Path, out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
+    """Settings of every stage, for the report."""
+    stages = {
+        "detector": detector(data, out / "detector", sizes, seed),
+        "translator": translator(data, out / "translator", sizes, seed),
+        "nli": nli(data, out / "fact_analyzer", sizes, seed),
+        "base": base(data, out / "init", out / "base", sizes, seed),
+        "sft": sft(data, out / "base", out / "sft", sizes, seed),
+        "grpo": grpo(data, out, out / "sft", out / "grpo", sizes, seed),
+    }
+    return {name: asdict(settings) for name, settings in stages.items()} | {"model": MODEL}

@@ -2,7 +2,15 @@
 job runs without any file.
 """
 
-from visa_core.data.embedded.corpus import ReferenceNoise, paraphrases, rewrites
+from visa_core.data.embedded.corpus import ReferenceNoise, glossary, paraphrases, rewrites
 from visa_core.data.embedded.pairs import dialogues, nli_pairs, preferences
 
-__all__ = ["ReferenceNoise", "dialogues", "nli_pairs", "paraphrases", "preferences", "rewrites"]
+__all__ = [
+    "ReferenceNoise",
+    "dialogues",
+    "glossary",
+    "nli_pairs",
+    "paraphrases",
+    "preferences",
+    "rewrites",
+]

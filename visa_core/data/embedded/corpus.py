@@ -39,7 +39,7 @@ class ReferenceNoise:
     """Chance that one slot of a kept fact holds another word."""
     value_lost: float = 0.25
     """Chance that a wanted value is left out."""
-    value_neighbour: float = 0.25
+    value_neighbour: float = 0.4
     """Chance that a wanted value is replaced by its neighbour on the circle."""
     level_step: float = 0.4
     """Chance that a value's level is off by one step of the grid."""
@@ -75,7 +75,7 @@ def draw_levels(rng: np.random.Generator, n: int, shares: tuple[float, ...]) -> 
     """Value vectors [n, K] on the grid; shares[i] is the chance of i non-zero values."""
     count = rng.choice(len(shares), n, p=shares)
     rank = rng.random((n, K)).argsort(axis=1).argsort(axis=1)
-    levels = rng.choice(LEVELS, (n, K), p=[0.2, 0.15, 0.25, 0.4])
+    levels = rng.choice(LEVELS, (n, K), p=[0.25, 0.1, 0.15, 0.5])
     return np.where(rank < count[:, None], levels, 0.0)
 
 
@@ -93,12 +93,12 @@ def draw_shifts(rng: np.random.Generator, values: np.ndarray) -> tuple[np.ndarra
     x, x2, y = order[:, 0], order[:, 1], order[:, -1]
     rows = np.arange(n)
     has_value = values[rows, y] != 0
-    kind = rng.choice(5, n, p=[0.15, 0.3, 0.15, 0.3, 0.1])
+    kind = rng.choice(5, n, p=[0.2, 0.35, 0.15, 0.2, 0.1])
     kind = np.where(~has_value & np.isin(kind, (1, 2)), 3, kind)
-    kind = np.where((kind == 3) & ((values != 0).sum(1) > 1), 1, kind)
+    kind = np.where((kind == 3) & has_value, 1, kind)
     shift = np.zeros((n, K))
     sign = rng.choice([1.0, -1.0], (2, n), p=[0.65, 0.35])
-    small = rng.choice([0.5, 1.0], (2, n), p=[0.4, 0.6])
+    small = rng.choice([0.5, 1.0], (2, n), p=[0.2, 0.8])
     add, swap, reverse, two = (kind == i for i in range(4))
     shift[rows[add], x[add]] = sign[0, add]
     shift[rows[swap], y[swap]] = -values[rows[swap], y[swap]]
@@ -190,7 +190,7 @@ def rewrites(
     references.
     """
     rng = np.random.default_rng([seed, 1])
-    values = draw_levels(rng, n, (0.15, 0.45, 0.4))
+    values = draw_levels(rng, n, (0.25, 0.55, 0.2))
     shift, poles = draw_shifts(rng, values)
     target = np.clip(values + shift, -1, 1)
     needed = np.maximum((values != 0).sum(1), (target != 0).sum(1))
@@ -247,7 +247,8 @@ def paraphrases(n: int = 6000, seed: int = 0) -> list[RewriteExample]:
 
 
 def glossary(n: int = 3000, seed: int = 0) -> list[RewriteExample]:
-    """Value notation put into words: the source reads "security +1 power -0.5", the reference says it.
+    """Value notation put into words: the source reads "security +1 power -0.5", the reference says
+    it.
 
     A pretrained LM knows what the value words mean before it is asked to steer by them; so does a
     model of these rows. The target is noise here as in `paraphrases`.
