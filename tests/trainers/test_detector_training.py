@@ -203,6 +203,25 @@ def test_each_row_trains_only_the_head_of_its_label():
     assert scores.grad[1].abs().sum() == 0 and logits.grad[0].abs().sum() == 0
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_category_head_starts_from_shares_and_definitions(tiny_backbone):
+    model = Detector.create(str(tiny_backbone), pooling="mean", category_head=True)
+    categories = torch.zeros(98, 20)
+    categories[:49, 0] = 1
+    labels = detector.Labels(
+        values=torch.zeros(98, 10),
+        has_values=torch.zeros(98, dtype=torch.bool),
+        categories=categories,
+        has_categories=torch.ones(98, dtype=torch.bool),
+    )
+    detector.start_category_head(model, labels)
+    head = model.category_head.score
+    # (49 + 1) / (98 + 2) is one half; the others have (0 + 1) / (98 + 2)
+    assert head.bias[0].item() == pytest.approx(0, abs=1e-6)
+    assert head.bias[1:].tolist() == pytest.approx([-4.59512] * 19, abs=1e-4)
+    assert head.weight.norm(dim=1).tolist() == pytest.approx([0.5] * 20, abs=1e-5)
+
+
 def test_every_row_is_seen_once_an_epoch_in_batches_of_similar_length():
     lengths = torch.randint(5, 200, (1000,)).tolist()
     plan = LengthPlan(lengths, batch_size=16, epochs=2, seed=3)
@@ -244,7 +263,14 @@ def test_recipes_fill_what_is_not_given():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("epochs", 0), ("lr", -1.0), ("average", 1.0), ("threshold_share", 1.5)]
+    "field, value",
+    [
+        ("epochs", 0),
+        ("lr", -1.0),
+        ("average", 1.0),
+        ("threshold_share", 1.5),
+        ("query_dropout", -0.1),
+    ],
 )
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')}"):

@@ -8,6 +8,7 @@ head that its label belongs to.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +20,14 @@ from visa_core.config import DetectorConfig, with_recipe
 from visa_core.data.sources import LabelledDialogue, load_labelled
 from visa_core.evaluation.classification import best_threshold
 from visa_core.models.detector import Detector
+from visa_core.models.encoder import TruncationWarning
 from visa_core.training.run import Run, epoch_order
 from visa_core.training.supervised import LengthPlan, Updater, pick_device, write_result
 from visa_core.value_space import ValueSpace
 from visa_core.values import SCHWARTZ, VALUEEVAL20
+
+LABEL_NORM = 0.5
+"""Length of a category's starting weights: logits then differ by about one between texts."""
 
 log = logging.getLogger("visa_trainers.detector")
 
@@ -53,8 +58,9 @@ def train(config: DetectorConfig) -> Path:
     training, held_out = hold_out(labelled_rows(config, space), config)
     torch.manual_seed(config.seed)
     model = build_model(config, space, training).to(device).train()
-    tokens = tokenize(model, training)
+    tokens, without_query = tokenize(model, training)
     labels = stack_labels(training, space)
+    start_category_head(model, labels)
     plan = LengthPlan([len(row) for row in tokens], config.batch_size, config.epochs, config.seed)
     updater = Updater(
         model,
@@ -65,7 +71,6 @@ def train(config: DetectorConfig) -> Path:
         warmup=config.warmup,
         average=config.average,
     )
-    prior_bias(model, labels)
     run = Run(
         config.out,
         plan.total_steps,
@@ -79,8 +84,13 @@ def train(config: DetectorConfig) -> Path:
     )
     for step in run.steps():
         batch = plan.rows(step)
+        dropped = (torch.rand(len(batch)) < config.query_dropout).tolist()
+        texts = [
+            (without_query if drop else tokens)[row]
+            for row, drop in zip(batch, dropped, strict=True)
+        ]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            scores, logits = model([tokens[row] for row in batch])
+            scores, logits = model(texts)
         loss, metrics = detector_loss(scores, logits, labels.take(batch, device))
         metrics = updater.update(loss, step) | metrics
         run.log(step, metrics)
@@ -179,11 +189,17 @@ def build_model(
     )
 
 
-def tokenize(model: Detector, rows: Sequence[LabelledDialogue]) -> list[list[int]]:
-    """Token ids of each row."""
-    return model.tokenize(
-        [row.dialogue.query for row in rows], [row.dialogue.response for row in rows]
-    )
+def tokenize(
+    model: Detector, rows: Sequence[LabelledDialogue]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each row, and of its response alone."""
+    queries = [row.dialogue.query for row in rows]
+    responses = [row.dialogue.response for row in rows]
+    tokens = model.tokenize(queries, responses)
+    with warnings.catch_warnings():
+        # what is cut was told by the line above
+        warnings.simplefilter("ignore", TruncationWarning)
+        return tokens, model.encoder.tokenize(responses)
 
 
 def stack_labels(rows: Sequence[LabelledDialogue], space: ValueSpace) -> Labels:
@@ -201,15 +217,26 @@ def stack_labels(rows: Sequence[LabelledDialogue], space: ValueSpace) -> Labels:
 
 
 @torch.no_grad()
-def prior_bias(model: Detector, labels: Labels) -> None:
-    """Start the category head at the categories' log odds, so that no step is spent on learning
-    them.
+def start_category_head(model: Detector, labels: Labels) -> None:
+    """Give the category head what is known before training: how common and what each category is.
+
+    Biases start at the categories' log odds. On a pretrained backbone with mean pooling a
+    category's weights start along the encoding of its title and definition, less the mean of all
+    of them, so that categories with few examples begin with what their names mean.
     """
     if model.category_head is None:
         return
     present = labels.categories[labels.has_categories]
     share = (present.sum(0) + 1) / (len(present) + 2)
     model.category_head.score.bias.copy_(torch.log(share / (1 - share)))
+    if model.category_head.query is None:
+        model.eval()
+        texts = [f"{value.title}: {value.definition}" for value in VALUEEVAL20.dimensions]
+        hidden, mask = model.encoder(model.encoder.tokenize(texts))
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        directions = F.normalize(pooled - pooled.mean(0), dim=-1)
+        model.category_head.score.weight.copy_(LABEL_NORM * directions)
+        model.train()
 
 
 def choose_threshold(model: Detector, held_out: Sequence[LabelledDialogue]) -> float:
