@@ -111,7 +111,7 @@ PRETRAINED: dict[str, Any] = {
     "batch_size": 32,
     "lr": 5e-5,
     "head_scale": 20.0,
-    "average": 0.0,
+    "average": 0.99,
     "query_dropout": 0.3,
 }
 """For a pretrained backbone. Chosen on held-out topics of the ValueEval'23 training file."""

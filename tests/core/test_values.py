@@ -186,7 +186,7 @@ def test_custom_space_round_trips_through_a_file(tmp_path):
             "lacks the key 'definition'",
         ),
         (
-            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "hue": ""}]}',
+            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "hue": 1}]}',
             "unknown key 'hue'",
         ),
         (
@@ -194,7 +194,8 @@ def test_custom_space_round_trips_through_a_file(tmp_path):
             "lower case words",
         ),
         (
-            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "keywords": ""}]}',
+            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", '
+            '"keywords": ""}]}',
             "list of strings",
         ),
     ],
