@@ -31,7 +31,9 @@ def build_tokenizer(
     """Unigram tokenizer whose pieces are the words of `texts` (most frequent first), punctuation
     marks and 256 bytes.
 
-    A known word is one token; any other text becomes bytes, so that decode(encode(text)) == text.
+    A known word is one token; any other text becomes bytes, so that decode(encode(text)) == text,
+    but for one blank at the very start, U+2581 (which stands for a blank), and blanks around
+    special tokens that the text spells out.
     """
     counts = Counter(piece for text in texts for word in text.split() for piece in _pieces(word))
     pieces = counts.most_common(max_words)
@@ -44,7 +46,13 @@ def build_tokenizer(
     backend = Tokenizer(
         models.Unigram(vocabulary, unk_id=specials.index("<unk>"), byte_fallback=True)
     )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    # without the split a text that spells out "<0x41>" would be taken for that byte
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="always"),
+            pre_tokenizers.Split("<0x", "isolated"),
+        ]
+    )
     backend.decoder = decoders.Sequence(
         [
             decoders.ByteFallback(),
