@@ -39,11 +39,12 @@ def train(config: GRPOConfig) -> Path:
     rewriter = load_rewriter(config)
     model = rewriter.model.float().to(device)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_beta else None
-    detector = Detector.from_pretrained(config.detector)
-    translator = Translator.from_pretrained(config.translator) if config.translator else None
-    scorer = RewardModel(
-        detector, FactAnalyzer.from_pretrained(config.fact_analyzer), config.reward
-    )
+    detector = Detector.from_pretrained(config.detector).to(device)
+    translator = None
+    if config.translator is not None:
+        translator = Translator.from_pretrained(config.translator).to(device)
+    fact_analyzer = FactAnalyzer.from_pretrained(config.fact_analyzer, device=device)
+    scorer = RewardModel(detector, fact_analyzer, config.reward)
     engine = rewriter.engine()
     sampling = SamplingConfig(
         temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_completion

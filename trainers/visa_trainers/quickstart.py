@@ -81,7 +81,7 @@ def run(config: QuickstartConfig) -> Path:
 
 
 def claim_folder(out: Path, record: dict[str, Any]) -> None:
-    """Mark `out` as this quickstart's; raises CheckpointError when it holds one of other settings."""
+    """Mark `out` as this quickstart's; raises CheckpointError when it holds other settings."""
     path = out / "quickstart.json"
     if path.is_file() and json.loads(path.read_text()) != record:
         raise CheckpointError(
