@@ -162,9 +162,7 @@ def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: i
         temperature=TEMPERATURE,
         loss_type="dr_grpo",
         advantage_scale="batch",
-        reward=RewardConfig(
-            distance_weight=0.3, repetition_weight=1.0, length_weight=0.15, batch_size=128
-        ),
+        reward=RewardConfig(distance_weight=0.3, repetition_weight=1.0, batch_size=128),
         **REWRITER,
     )
 
