@@ -1,0 +1,164 @@
+"""Settings of the rewriter's stages: SFT and GRPO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from visa_core.config.judging import RewardConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriterTraining:
+    """Settings that SFT and GRPO of a rewriter share."""
+
+    model: Path
+    """Folder of the rewriter to start from: a saved one or any Hugging Face causal LM."""
+    data: tuple[str, ...]
+    """What to train on, one or more of jsonl:PATH, embedded[:ROWS[,SEED]] and fulcra:PATH."""
+    out: Path
+    """Folder of the result; the run's checkpoints and metrics are kept there too."""
+    template: str | None = None
+    """Prompt template, a file or a built-in name; without it the model's own, or "rewrite"."""
+    max_prompt: int = 512
+    """Longest prompt in tokens; longer records are set aside and counted."""
+    max_completion: int = 1536
+    """Longest rewrite in tokens."""
+    epochs: float = 2.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    lr: float = 1e-5
+    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: torch's Muon for hidden matrices at muon_lr, AdamW at lr for the rest."""
+    muon_lr: float = 0.02
+    """Muon's peak learning rate."""
+    beta2: float = 0.999
+    """AdamW's second decay."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup: float = 0.1
+    """Share of the steps that warm up."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: products in bfloat16 under autocast, weights and moments in float32."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    seed: int = 0
+    """Seed of order and sampling."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    resume: bool = False
+    """Continue the run that `out` holds."""
+    tensorboard: bool = False
+    """Write TensorBoard files too."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("--data: give at least one kind of data")
+        for name in ("max_prompt", "max_completion", "steps", "save_every"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+        for name in ("lr", "muon_lr", "epochs", "max_grad_norm"):
+            number = getattr(self, name)
+            if not 0 < number < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {number}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"--warmup must be in [0, 1), got {self.warmup}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(RewriterTraining):
+    """Supervised fine-tuning of the rewriter on references. Defaults are the paper's."""
+
+    batch_size: int = 16
+    """Rows of a micro-batch."""
+    accumulation: int = 1
+    """Micro-batches of a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(RewriterTraining):
+    """GRPO of the rewriter. Defaults are the paper's: 16 completions a micro-batch, 8 micro-batches
+    and 8 completions a prompt, so 16 prompts a step. The learning rate is not published; 1e-6 is
+    ours.
+    """
+
+    detector: Path
+    """Folder of the frozen detector."""
+    fact_analyzer: Path
+    """Folder of the frozen fact analyzer."""
+    translator: Path | None = None
+    """Folder of the frozen translator; without it the records' own shifts are used."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What a rewrite is paid for."""
+    lr: float = 1e-6
+    """Peak learning rate of AdamW."""
+    batch_size: int = 16
+    """Completions of a micro-batch."""
+    accumulation: int = 8
+    """Micro-batches of a step."""
+    group_size: int = 8
+    """Completions of a prompt (G)."""
+    updates: int = 1
+    """Optimizer updates per sampled batch; the clip acts from the second on."""
+    temperature: float = 1.0
+    """Sampling temperature; logprobs are taken at it too."""
+    top_p: float = 1.0
+    """Nucleus of the sampler."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] = "dapo"
+    """How clipped terms are put together."""
+    clip_low: float = 0.2
+    """The ratio is clipped from below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped from above at 1 + clip_high."""
+    kl_beta: float = 0.0
+    """Weight of the KL to the starting model; 0 keeps no second model."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """What centred rewards are divided by."""
+    sampler_correction: Literal["token_truncate", "none"] = "token_truncate"
+    """Weight for the difference between sampler and trainer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "accumulation", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.group_size < 2:
+            raise ValueError(
+                f"--group-size must be at least 2 for a group advantage, got {self.group_size}"
+            )
+        if self.completions % self.group_size:
+            raise ValueError(
+                f"--batch-size x --accumulation = {self.completions} completions is no multiple of "
+                f"--group-size = {self.group_size}"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"--temperature must be above 0 in training, got {self.temperature}")
+
+    @property
+    def completions(self) -> int:
+        """Completions of a step."""
+        return self.batch_size * self.accumulation
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a step."""
+        return self.completions // self.group_size
