@@ -1,0 +1,149 @@
+"""The engine against transformers' own generation and against teacher forcing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.lms import KINDS, PAD, STOP, VOCAB, random_lm, random_rows
+from visa_core.rollout.hf import HFEngine
+from visa_core.rollout.sampling import SamplingConfig
+from visa_core.types import RolloutBatch
+
+PROMPTS = random_rows((3, 9, 1, 6), seed=4)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return random_lm(request.param, seed=2, std=0.4)
+
+
+def engine(model: PreTrainedModel, stop: list[int] | None = None) -> HFEngine:
+    return HFEngine(model, stop or [STOP], PAD)
+
+
+@torch.no_grad()
+def alone(model: PreTrainedModel, prompt: list[int], row: list[int], t: float) -> torch.Tensor:
+    """Logprobs of a row's tokens, one sequence by itself, no cache and no padding."""
+    logits = model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1].double()
+    return (logits / t).log_softmax(-1).gather(1, torch.tensor(row)[:, None])[:, 0]
+
+
+def test_greedy_equals_transformers(model: PreTrainedModel) -> None:
+    stop = stops_that_act(model)
+    rollouts = engine(model, stop).generate(PROMPTS, 1, GREEDY, seed=0)
+    expected = [greedy(model, prompt, stop) for prompt in PROMPTS]
+    assert rollouts.rows() == expected
+    assert rollouts.finished.tolist() == [row[-1] in stop for row in expected]
+    assert set(rollouts.finished.tolist()) == {True, False}, "both ends must occur"
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], stop: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=stop,
+        pad_token_id=PAD,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def stops_that_act(model: PreTrainedModel) -> list[int]:
+    """A token that the first prompt's greedy row reaches, and the one that no row reaches."""
+    rows = [greedy(model, prompt, [PAD]) for prompt in PROMPTS]
+    acting = next(
+        token
+        for row in rows
+        for token in row[1:]
+        if 0 < sum(token in other for other in rows) < len(rows)
+    )
+    return [acting, PAD]
+
+
+def sampled(model: PreTrainedModel, seed: int, **options: float) -> RolloutBatch:
+    """Four prompts, five rows each; a sixth of the vocabulary stops, so rows leave at all times."""
+    config = SamplingConfig(max_new_tokens=10, **options)
+    return engine(model, list(range(1, VOCAB, 6))).generate(PROMPTS, 5, config, seed)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_logprobs_are_those_of_teacher_forcing(model: PreTrainedModel, temperature: float) -> None:
+    rollouts = sampled(model, seed=3, temperature=temperature)
+    given = rollouts.logprobs.split(rollouts.lengths.tolist())
+    for row, group, logprobs in zip(rollouts.rows(), rollouts.group_ids, given, strict=True):
+        expected = alone(model, PROMPTS[group], row, temperature)
+        torch.testing.assert_close(logprobs.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_truncation_leaves_only_allowed_tokens(model: PreTrainedModel) -> None:
+    rollouts = sampled(model, seed=3, top_k=3)
+    for row, group in zip(rollouts.rows(), rollouts.group_ids, strict=True):
+        prompt = PROMPTS[group]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1]
+        assert all(token in best.topk(3).indices for token, best in zip(row, logits, strict=True))
+
+
+def test_rows_end_at_their_stop_token_or_at_the_limit(model: PreTrainedModel) -> None:
+    rollouts = sampled(model, seed=5)
+    stop = set(range(1, VOCAB, 6))
+    lengths = set()
+    for row, finished in zip(rollouts.rows(), rollouts.finished.tolist(), strict=True):
+        assert not stop & set(row[:-1]), "nothing is sampled past a stop token"
+        assert finished == (row[-1] in stop), "the stop token is kept"
+        assert finished or len(row) == 10
+        lengths.add(len(row))
+    assert len(lengths) > 3
+    assert rollouts.group_ids.tolist() == [i for i in range(4) for _ in range(5)]
+    assert rollouts.cu_seqlens.tolist()[-1] == len(rollouts.tokens) == len(rollouts.logprobs)
+
+
+def test_finished_rows_leave_the_batch(model: PreTrainedModel) -> None:
+    batch_sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        rollouts = sampled(model, seed=5)
+    finally:
+        hook.remove()
+    lengths = rollouts.lengths
+    assert batch_sizes[0] == len(PROMPTS), "each prompt is read once"
+    assert batch_sizes[1:] == [int((lengths > t).sum()) for t in range(1, int(lengths.max()))]
+
+
+def test_the_seed_decides(model: PreTrainedModel) -> None:
+    first, again, other = (sampled(model, seed) for seed in (7, 7, 8))
+    assert first.tokens.equal(again.tokens) and first.logprobs.equal(again.logprobs)
+    assert first.rows() != other.rows()
+    torch.manual_seed(123)
+    assert sampled(model, 7).rows() == first.rows(), "the global random state plays no part"
+    assert len({tuple(row) for row in first.rows()[:5]}) > 1, "rows of one prompt differ"
+
+
+def test_a_prompt_is_answered_as_if_it_were_alone(model: PreTrainedModel) -> None:
+    together = engine(model).generate(PROMPTS, 1, GREEDY, 0).rows()
+    single = [engine(model).generate([p], 1, GREEDY, 0).rows()[0] for p in PROMPTS]
+    assert together == single
+
+
+def test_sampling_leaves_the_model_as_it_was(model: PreTrainedModel) -> None:
+    model.train()
+    try:
+        rollouts = engine(model).generate(PROMPTS, 2, GREEDY, 0)
+        assert model.training and not rollouts.logprobs.requires_grad
+        assert all(weight.grad is None for weight in model.parameters())
+    finally:
+        model.eval()
+
+
+def test_bad_requests(model: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match=r"prompts \[1\] are empty"):
+        engine(model).generate([[3], [], [4]], 2, GREEDY, 0)
+    with pytest.raises(ValueError, match="at least one stop token"):
+        HFEngine(model, [], PAD)
