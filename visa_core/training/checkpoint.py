@@ -125,6 +125,8 @@ def _sync(path: Path) -> None:
 
 def _split(tree: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(tree, torch.Tensor):
+        while path in tensors:  # {"a/b": ...} beside {"a": {"b": ...}}
+            path += "'"
         tensors[path] = tree.detach().cpu().contiguous().clone()
         return {_TENSOR: path}
     if isinstance(tree, dict):
