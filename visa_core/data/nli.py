@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visa_core.data.schema import DataError, describe_rejected, read_jsonl, report_rejected
-from visa_core.data.sources import DataSpec, parse_spec
+from visa_core.data.sources import DataSpec, parse_spec, rows_and_seed
 from visa_core.types import NLIPair
 
 EMBEDDED_PAIRS = 12_000
@@ -26,7 +26,7 @@ def _load(spec: DataSpec) -> list[NLIPair]:
     if spec.kind == "embedded":
         from visa_core.data import embedded
 
-        return embedded.nli_pairs(*_rows_and_seed(spec))
+        return embedded.nli_pairs(*rows_and_seed(spec, EMBEDDED_PAIRS))
     if spec.kind != "jsonl":
         raise DataError(
             f"--data {spec.text!r} holds no entailment pairs; use jsonl:PATH or embedded"
@@ -39,12 +39,3 @@ def _load(spec: DataSpec) -> list[NLIPair]:
             f"--data {spec.text!r} has no usable record ({len(rejected)} set aside{first})"
         )
     return pairs
-
-
-def _rows_and_seed(spec: DataSpec) -> tuple[int, int]:
-    numbers = [EMBEDDED_PAIRS, 0]
-    for position, argument in enumerate(spec.arguments):
-        if not argument.isdecimal():
-            raise DataError(f"--data {spec.text!r}: {argument!r} is not a whole number")
-        numbers[position] = int(argument)
-    return numbers[0], numbers[1]

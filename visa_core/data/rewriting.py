@@ -14,10 +14,12 @@ from collections.abc import Sequence
 import torch
 
 from visa_core.data.schema import DataError, read_jsonl, report_rejected
-from visa_core.data.sources import load_dialogues, parse_spec
+from visa_core.data.sources import load_dialogues, parse_spec, rows_and_seed
 from visa_core.training.run import step_seed
 from visa_core.types import Dialogue, RewriteExample
 from visa_core.values import SCHWARTZ, ValueSpace
+
+EMBEDDED_TASKS = 6000
 
 _MORE = {2.0: "far more", 1.5: "far more", 1.0: "more", 0.5: "slightly more"}
 
@@ -39,10 +41,9 @@ def load_rewriting(
         elif spec.kind == "embedded":
             from visa_core.data import embedded
 
-            numbers = [int(argument) for argument in spec.arguments]
-            everything += embedded.rewrites(
-                *numbers, noise=embedded.ReferenceNoise() if references else None
-            )
+            rows, its_seed = rows_and_seed(spec, EMBEDDED_TASKS)
+            noise = embedded.ReferenceNoise() if references else None
+            everything += embedded.rewrites(rows, its_seed, noise)
         elif spec.kind == "fulcra":
             dialogues = load_dialogues([text], space)
             everything += (

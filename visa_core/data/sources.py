@@ -111,7 +111,7 @@ def load_rewrite_examples(
             report_rejected(rejected, len(rows) + len(rejected))
             _refuse_empty(text, rows, rejected)
         elif spec.kind == "embedded":
-            count, seed = _rows_and_seed(spec)
+            count, seed = rows_and_seed(spec, EMBEDDED_ROWS)
             from visa_core.data import embedded
 
             rows = embedded.rewrites(count, seed)
@@ -264,18 +264,24 @@ def _load_jsonl(spec: DataSpec, space: ValueSpace) -> Rows:
 
 
 def _load_embedded(spec: DataSpec, space: ValueSpace) -> Rows:
-    rows, seed = _rows_and_seed(spec)
+    rows, seed = rows_and_seed(spec, EMBEDDED_ROWS)
     from visa_core.data import embedded
 
     return _plain(embedded.dialogues(rows, seed)), []
 
 
-def _rows_and_seed(spec: DataSpec) -> tuple[int, int]:
-    numbers = [EMBEDDED_ROWS, 0]
+def rows_and_seed(spec: DataSpec, rows: int) -> tuple[int, int]:
+    """The numbers of "embedded[:ROWS[,SEED]]"; `rows` and 0 where they are not given.
+
+    Raises DataError for what is no whole number, and for no rows.
+    """
+    numbers = [rows, 0]
     for position, argument in enumerate(spec.arguments):
         if not argument.isdecimal():
             raise DataError(f"--data {spec.text!r}: {argument!r} is not a whole number")
         numbers[position] = int(argument)
+    if not numbers[0]:
+        raise DataError(f"--data {spec.text!r}: ROWS must be at least 1")
     return numbers[0], numbers[1]
 
 
