@@ -120,14 +120,6 @@ def repeated_share(text: str, n: int = REPEAT_WORDS) -> float:
     return (total - len(grams)) / total if total else 0.0
 
 
-def length_growth(source: str, rewrite: str) -> float:
-    """How many words `rewrite` has more than `source`, as a share of the source's; 0 when it is no
-    longer.
-    """
-    words = max(len(source.split()), 1)
-    return max(0.0, len(rewrite.split()) / words - 1)
-
-
 def measure(
     detector: ValueScorer,
     fact_analyzer: FactScorer,
@@ -244,14 +236,6 @@ class RewardModel:
         if config.repetition_weight:
             share = torch.tensor([repeated_share(text) for text in rewrites])
             reward = reward - config.repetition_weight * share
-        if config.length_weight:
-            growth = torch.tensor(
-                [
-                    length_growth(source, text)
-                    for source, text in zip(sources, rewrites, strict=True)
-                ]
-            )
-            reward = reward - config.length_weight * growth
         worst = measured.blank | broken
         if finished is not None and config.unfinished == "worst":
             worst = worst | ~finished.bool().cpu()

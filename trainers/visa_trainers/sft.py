@@ -4,6 +4,7 @@ response and target.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from visa_core.training.stage import load_rewriter, make_optimizer, open_run, re
 from visa_core.training.supervised import pick_device, write_result
 from visa_core.training.targets import recorded_targets
 from visa_core.types import RewriteExample
-from visa_kernels import token_logprobs
+from visa_kernels import pack_to_budget, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,18 @@ def train(config: SFTConfig) -> Path:
         batch = [rows[i] for i in batch_rows(len(rows), step_rows, config.seed, step).tolist()]
         tokens = sum(len(row.completion) for row in batch)
         loss = torch.zeros((), device=device)
-        for start in range(0, len(batch), config.batch_size):
-            loss += backward(
-                model, batch[start : start + config.batch_size], tokens, rewriter.pad_id, config
-            )
+        for micro in micro_batches(batch, config.token_budget):
+            loss += backward(model, micro, tokens, rewriter.pad_id, config)
         run.log(step, {"loss": loss, "tokens": float(tokens), **optimizer.step(step)})
     model.eval()
     write_result(config.out, rewriter.write)
     return config.out
+
+
+def micro_batches(rows: list[Row], budget: int) -> Iterator[list[Row]]:
+    """The rows of a step in as few forward passes of at most `budget` tokens as first-fit finds."""
+    for chosen in pack_to_budget([len(r.prompt) + len(r.completion) for r in rows], budget):
+        yield [rows[i] for i in chosen]
 
 
 def backward(

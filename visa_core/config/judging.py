@@ -41,10 +41,6 @@ class RewardConfig:
     cannot see how strongly a value is expressed; joint success can. 0 is the published reward."""
     repetition_weight: float = 0.0
     """Taken off per share of repeated word 4-grams: against policies that say things twice."""
-    length_weight: float = 0.0
-    """Taken off per share of words that a rewrite has more than its source: against growing
-    length.
-    """
     non_finite: Literal["raise", "worst"] = "raise"
     """A score that is NaN or infinite stops the run with a clear error, or that rewrite gets the
     worst
@@ -60,7 +56,6 @@ class RewardConfig:
             "neutral_norm",
             "distance_weight",
             "repetition_weight",
-            "length_weight",
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"reward {name} must be at least 0, got {getattr(self, name)}")

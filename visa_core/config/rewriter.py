@@ -79,9 +79,11 @@ class SFTConfig(RewriterTraining):
     """Supervised fine-tuning of the rewriter on references. Defaults are the paper's."""
 
     batch_size: int = 16
-    """Rows of a micro-batch."""
+    """Rows of a step on one device, before accumulation."""
     accumulation: int = 1
-    """Micro-batches of a step."""
+    """A step has batch_size x accumulation rows."""
+    token_budget: int = 32768
+    """Most tokens of one forward pass: the rows of a step are packed into as few passes as fit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +92,11 @@ class SFTConfig(RewriterTraining):
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
+        if self.token_budget < self.max_prompt + self.max_completion:
+            raise ValueError(
+                f"--token-budget {self.token_budget} is less than one row may have: --max-prompt + "
+                f"--max-completion = {self.max_prompt + self.max_completion}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
