@@ -78,14 +78,10 @@ STAGES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong options end the process with status 2."""
-    arguments = joined_data(list(sys.argv[1:] if argv is None else argv))
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        prog="visa",
-        description="Rewrite an LLM's answers to a wanted profile of human values, facts kept.",
-        args=arguments,
-        config=(FlagCreatePairsOff, DisallowNone),
-    )
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        return _reader_left()
     # Threads that wait sleep: spinning ones made small models many times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Model folders are local: the hub is never asked, and its progress bars are not ours.
@@ -111,6 +107,17 @@ def status_of(command: Any) -> int:
             traceback.print_exc()
         print(f"visa: {_sentence(error)}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command and its options; wrong ones end the process with status 2 and a sentence."""
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="visa",
+        description="Rewrite an LLM's answers to a wanted profile of human values, facts kept.",
+        args=joined_data(list(argv)),
+        config=(FlagCreatePairsOff, DisallowNone),
+    )
 
 
 def run(command: Any) -> int:

@@ -1,0 +1,81 @@
+"""The README keeps to the facts: its tree lists every file, its commands and calls exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from visa_core import Pipeline, cli, pipeline
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    joined = "\n".join(blocks(text, "sh")).replace("\\\n", " ")
+    split = (shlex.split(line, comments=True) for line in joined.splitlines())
+    return [words for words in split if words and words[0] == "visa"]
+
+
+def listed_files(text: str) -> set[str]:
+    """Paths of the tree, from its indentation."""
+    folders: list[str] = []
+    paths = set()
+    for line in blocks(text, "text")[-1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            assert len(line.split()) > 1, f"{name} has no description"
+            paths.add("".join(folders) + name)
+    return paths
+
+
+def test_the_tree_lists_every_file(readme: str, repo: Path) -> None:
+    if not (repo / ".git").exists():
+        pytest.skip("not a git checkout: nothing tells which files belong to the project")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True
+    ).stdout.split()
+    present = {name for name in tracked if not name.endswith("py.typed") and (repo / name).exists()}
+    assert listed_files(readme) == present
+
+
+def test_every_command_parses(readme: str, tmp_path: Path) -> None:
+    found = commands(readme)
+    assert {words[1] for words in found} >= {"rewrite", "detect", "evaluate", "train", "doctor"}
+    for words in found:
+        cli.parse(words[1:])
+
+
+def test_make_targets_exist(readme: str, repo: Path) -> None:
+    targets = set(re.findall(r"^make (\w+)", "\n".join(blocks(readme, "sh")), re.MULTILINE))
+    makefile = (repo / "Makefile").read_text()
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_python_example_runs(readme: str, small_system: Path, monkeypatch, tmp_path: Path) -> None:
+    """The example as it stands, on the small system instead of visa-out."""
+    (code,) = blocks(readme, "python")
+    code = code.replace("visa-out", str(small_system))
+    code = re.sub(r'write_system\("my-system".*', "", code)
+    ast.parse(code)
+    names = {"query": "Tell me about the van .", "response": "The red van carries 81 boxes."}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert isinstance(names["pipeline"], Pipeline)
+    assert isinstance(names["result"], pipeline.RewriteResult)
