@@ -200,8 +200,8 @@ def test_preferences_differ_in_values_alone_and_say_so() -> None:
         assert set(chosen.facts) == set(rejected.facts) and len(chosen.facts) == 2
         assert all(PREDICATES[p].topic in pair.prompt for p, _, _ in chosen.facts)
         change = SCHWARTZ.as_dict(truth.values(chosen) - truth.values(rejected))
-        wish = pair.explanation.removeprefix("I would tell the other one to ")
-        wish = wish.removesuffix(", and this one does so already.")
+        wish = pair.explanation.removeprefix("To suit me the other answer would have to change: ")
+        wish = wish.removesuffix(".")
         assert wished(wish) == change != {}
 
 

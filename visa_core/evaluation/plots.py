@@ -190,5 +190,5 @@ def _plain_axes(axis: Axes, title: str, x: str, y: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=150, format="png")
+    figure.savefig(path, dpi=150, format="png", bbox_inches="tight")
     return Path(path)

@@ -168,7 +168,7 @@ def preferences(n: int = 2000, seed: int = 0) -> list[PreferencePair]:
                 prompt=writer.query(facts),
                 chosen=chosen,
                 rejected=rejected,
-                explanation=f"I would tell the other one to {wish}, and this one does so already.",
+                explanation=f"To suit me the other answer would have to change: {wish}.",
                 id=f"preference-{seed}-{row}",
             )
         )
