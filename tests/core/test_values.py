@@ -186,8 +186,8 @@ def test_custom_space_round_trips_through_a_file(tmp_path):
             "lacks the key 'definition'",
         ),
         (
-            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "hue": 1}]}',
-            "unknown key 'hue'",
+            '{"name": "x", "dimensions": [{"name": "a", "title": "A", "definition": "", "x": 1}]}',
+            "unknown key 'x'",
         ),
         (
             '{"name": "x", "dimensions": [{"name": "A b", "title": "A", "definition": "d"}]}',

@@ -87,8 +87,8 @@ class DetectorConfig(VectorTraining):
     its validation file, so leaning on the conclusion does not carry over."""
     threshold_share: float = 0.08
     """Share of the ValueEval'23 arguments, whole conclusions at a time, kept out of training to
-    choose
-    the threshold from which a category counts as present; 0 trains on all and leaves it at 0.5."""
+    choose the threshold from which a category counts as present; 0 trains on all and leaves it at
+    0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
