@@ -165,6 +165,26 @@ def test_repetition_costs_its_share() -> None:
     assert float(plain.reward - charged.reward) == pytest.approx(0.1)
 
 
+def test_distance_makes_intensity_count() -> None:
+    """"aligned" and "vacuous" point the target's way; their distances to it are 0.5 and 0."""
+    plain = score(["aligned", "vacuous"])
+    charged = score(["aligned", "vacuous"], distance_weight=0.4)
+    assert plain.cosine.tolist() == pytest.approx([1.0, 1.0])
+    assert (plain.reward - charged.reward).tolist() == pytest.approx([0.2, 0.0], abs=1e-6)
+
+
+def test_noise_of_a_detector_has_no_direction() -> None:
+    """A vector shorter than neutral_norm is paid like a neutral one, whichever way it points."""
+    VALUES["whisper"] = [0.06, 0.08, 0.0]
+    ENTAILMENT["whisper"] = (1.0, 1.0)
+    try:
+        assert float(score(["whisper"]).reward) == pytest.approx(0 + 1)
+        assert float(score(["whisper"], neutral_norm=0.0).reward) == pytest.approx(1 + 1)
+        assert float(score(["whisper"]).cosine) == pytest.approx(1.0), "reported as measured"
+    finally:
+        del VALUES["whisper"], ENTAILMENT["whisper"]
+
+
 def test_repeats_are_scored_once_and_rows_keep_their_place() -> None:
     detector, analyzer = TableDetector(), TableAnalyzer()
     model = RewardModel(detector, analyzer)
