@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from visa_core.data.sources import LabelledDialogue, load_labelled
 from visa_core.evaluation.classification import best_threshold
 from visa_core.models.detector import Detector
 from visa_core.models.encoder import TruncationWarning
-from visa_core.training.run import Run, epoch_order
+from visa_core.training.run import epoch_order, open_run
 from visa_core.training.supervised import LengthPlan, Updater, pick_device, write_result
 from visa_core.value_space import ValueSpace
 from visa_core.values import SCHWARTZ, VALUEEVAL20
@@ -62,26 +62,8 @@ def train(config: DetectorConfig) -> Path:
     labels = stack_labels(training, space)
     start_category_head(model, labels)
     plan = LengthPlan([len(row) for row in tokens], config.batch_size, config.epochs, config.seed)
-    updater = Updater(
-        model,
-        plan.total_steps,
-        lr=config.lr,
-        head_scale=config.head_scale,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        average=config.average,
-    )
-    run = Run(
-        config.out,
-        plan.total_steps,
-        {"model": model, "updater": updater},
-        seed=config.seed,
-        save_every=config.save_every,
-        resume=config.resume,
-        tensorboard=config.tensorboard,
-        label="detector",
-        config=asdict(config),
-    )
+    updater = Updater.described(model, plan.total_steps, config)
+    run = open_run(config, plan.total_steps, {"model": model, "updater": updater}, "detector")
     for step in run.steps():
         batch = plan.rows(step)
         dropped = (torch.rand(len(batch)) < config.query_dropout).tolist()

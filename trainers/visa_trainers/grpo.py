@@ -23,8 +23,8 @@ from visa_core.models.translator import Translator
 from visa_core.rewards import RewardModel, RewardOutput
 from visa_core.rollout.sampling import SamplingConfig
 from visa_core.training.forward import autocast, completion_logits
-from visa_core.training.run import batch_rows, step_seed
-from visa_core.training.stage import load_rewriter, make_optimizer, open_run, report_set_aside
+from visa_core.training.run import batch_rows, open_run, step_seed
+from visa_core.training.stage import load_rewriter, make_optimizer, report_set_aside
 from visa_core.training.supervised import pick_device, write_result
 from visa_core.training.targets import predicted_targets
 from visa_core.types import Prompt, RewriteExample, RolloutBatch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from visa_core.data.nli import load_nli_pairs
 from visa_core.models.fact_analyzer import AnalyzerSettings, FactAnalyzer
 from visa_core.models.nli_base import base_analyzer
 from visa_core.models.nli_labels import NLI_LABELS
-from visa_core.training.run import Run, epoch_order
+from visa_core.training.run import epoch_order, open_run
 from visa_core.training.supervised import LengthPlan, Updater, pick_device, write_result
 from visa_core.types import NLIPair
 
@@ -46,17 +45,7 @@ def train(config: NLIConfig) -> Path:
         weight_decay=config.weight_decay,
         warmup=config.warmup,
     )
-    run = Run(
-        config.out,
-        plan.total_steps,
-        {"model": model, "updater": updater},
-        seed=config.seed,
-        save_every=config.save_every,
-        resume=config.resume,
-        tensorboard=config.tensorboard,
-        label="nli",
-        config=asdict(config),
-    )
+    run = open_run(config, plan.total_steps, {"model": model, "updater": updater}, "nli")
     for step in run.steps():
         rows = plan.rows(step)
         inputs = analyzer.encode([(training[i].premise, training[i].hypothesis) for i in rows])

@@ -14,8 +14,8 @@ from visa_core.config import SFTConfig
 from visa_core.data.rewriting import load_rewriting
 from visa_core.models.rewriter import Rewriter
 from visa_core.training.forward import autocast, completion_logits
-from visa_core.training.run import batch_rows
-from visa_core.training.stage import load_rewriter, make_optimizer, open_run, report_set_aside
+from visa_core.training.run import batch_rows, open_run
+from visa_core.training.stage import load_rewriter, make_optimizer, report_set_aside
 from visa_core.training.supervised import pick_device, write_result
 from visa_core.training.targets import recorded_targets
 from visa_core.types import RewriteExample

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from visa_core.config import TranslatorConfig, with_recipe
 from visa_core.data.sources import load_rewrite_examples
 from visa_core.models.translator import Translator
-from visa_core.training.run import Run
+from visa_core.training.run import open_run
 from visa_core.training.supervised import LengthPlan, Updater, pick_device, write_result
 from visa_core.types import RewriteExample
 from visa_core.value_space import ValueSpace
@@ -30,26 +29,8 @@ def train(config: TranslatorConfig) -> Path:
     tokens = model.tokenize(*columns(examples))
     shifts = torch.stack([space.vector(row.shift or {}, model.limit) for row in examples])
     plan = LengthPlan([len(row) for row in tokens], config.batch_size, config.epochs, config.seed)
-    updater = Updater(
-        model,
-        plan.total_steps,
-        lr=config.lr,
-        head_scale=config.head_scale,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        average=config.average,
-    )
-    run = Run(
-        config.out,
-        plan.total_steps,
-        {"model": model, "updater": updater},
-        seed=config.seed,
-        save_every=config.save_every,
-        resume=config.resume,
-        tensorboard=config.tensorboard,
-        label="translator",
-        config=asdict(config),
-    )
+    updater = Updater.described(model, plan.total_steps, config)
+    run = open_run(config, plan.total_steps, {"model": model, "updater": updater}, "translator")
     for step in run.steps():
         batch = plan.rows(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,16 @@ class Stateful(Protocol):
 
 class RunFinished(CheckpointError):
     """--resume of a run that has its result: there is nothing left to do."""
+
+
+class RunSettings(Protocol):
+    """What the settings of every stage have in common; they are dataclasses."""
+
+    out: Path
+    seed: int
+    save_every: int
+    resume: bool
+    tensorboard: bool
 
 
 class TrainingStopped(SystemExit):
@@ -230,6 +241,23 @@ class Run:
             raise KeyboardInterrupt
         self._stop_signal = number
         print("\nfinishing this step, then saving (again: stop at once)", file=sys.stderr)
+
+
+def open_run(
+    settings: RunSettings, total_steps: int, state: dict[str, Stateful], label: str
+) -> Run:
+    """The run on disk that a stage's settings describe."""
+    return Run(
+        settings.out,
+        total_steps,
+        state,
+        seed=settings.seed,
+        save_every=settings.save_every,
+        resume=settings.resume,
+        tensorboard=settings.tensorboard,
+        label=label,
+        config=asdict(settings),  # type: ignore[call-overload]
+    )
 
 
 def _finite_or_text(row: dict[str, Any]) -> dict[str, Any]:

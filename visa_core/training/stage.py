@@ -1,16 +1,14 @@
-"""What the rewriter's stages share: the model to start from, its optimizer, the run on disk."""
+"""What the rewriter's stages share: the model to start from, its optimizer, records set aside."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 
 import torch
 
 from visa_core.config import RewriterTraining
 from visa_core.models.rewriter import Rewriter
 from visa_core.training.optim import Optimizer
-from visa_core.training.run import Run, Stateful
 
 log = logging.getLogger("visa_core.training")
 
@@ -43,21 +41,4 @@ def make_optimizer(model: torch.nn.Module, config: RewriterTraining, total_steps
         schedule=config.schedule,
         warmup=config.warmup,
         max_grad_norm=config.max_grad_norm,
-    )
-
-
-def open_run(
-    config: RewriterTraining, total_steps: int, state: dict[str, Stateful], label: str
-) -> Run:
-    """The run on disk that the settings describe."""
-    return Run(
-        config.out,
-        total_steps,
-        state,
-        seed=config.seed,
-        save_every=config.save_every,
-        resume=config.resume,
-        tensorboard=config.tensorboard,
-        label=label,
-        config=asdict(config),
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visa_core.config import VectorTraining
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.training.run import epoch_order
 
@@ -93,6 +94,19 @@ class Updater:
             {name: weight.detach().clone() for name, weight in model.named_parameters()}
             if average
             else {}
+        )
+
+    @classmethod
+    def described(cls, model: nn.Module, total_steps: int, config: VectorTraining) -> Updater:
+        """The updater that the settings of a detector's or translator's training describe."""
+        return cls(
+            model,
+            total_steps,
+            lr=config.lr,
+            head_scale=config.head_scale,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            average=config.average,
         )
 
     def factor(self, step: int) -> float:
