@@ -96,6 +96,7 @@ SCORES = {
         f"{MEETING}. {TRAIN} often.",
         {"fwd": 0.5, "bwd": 0.5, "unparsable": 0.5, "facts_kept": 0.5, "facts_added": 0},
     ),
+    "junk said twice": (f"{MEETING}; blah. {TRAIN}; blah.", {"repeated": 0, "unparsable": 1}),
     "values only": (
         f"{NO_POWER}.",
         {"fwd": 0, "bwd": 0, "facts_kept": 0, "unparsable": 0, "l2": 0.5, "cos": 1},

@@ -33,7 +33,7 @@ class Sizes:
     held_out: int = 250
     base_steps: int = 450
     sft_steps: int = 300
-    grpo_steps: int = 320
+    grpo_steps: int = 220
     scorer_epochs: int | None = None
 
 
