@@ -32,14 +32,16 @@ def vector(values: dict[str, float]) -> torch.Tensor:
     return torch.tensor(list(values.values()))
 
 
-def test_target_of_an_instruction_is_values_plus_shift_clipped(pipeline: Pipeline) -> None:
+def test_target_of_an_instruction_is_values_plus_shift_clipped(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The translator's shift is set by hand, wide enough that both ends are clipped."""
+    shift = torch.linspace(-2, 2, 10)
+    monkeypatch.setattr(pipeline.translator, "predict", lambda *texts, **options: shift[None])
     result = pipeline.rewrite(EXAMPLE.query, EXAMPLE.response, instruction=EXAMPLE.instruction)
     before = pipeline.detector.predict([EXAMPLE.query], [EXAMPLE.response])[0]
-    shift = pipeline.translator.predict([EXAMPLE.instruction], [EXAMPLE.query], [EXAMPLE.response])[
-        0
-    ]
     expected = [max(-1.0, min(1.0, float(v + s))) for v, s in zip(before, shift, strict=True)]
-    assert any(abs(float(v + s)) > 1 for v, s in zip(before, shift, strict=True)), "nothing clipped"
+    assert expected[0] == -1.0 and expected[-1] == 1.0
     assert torch.allclose(vector(result.target), torch.tensor(expected), atol=1e-4)
     assert torch.allclose(vector(result.values_before), before, atol=1e-4)
 
