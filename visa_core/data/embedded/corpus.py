@@ -42,7 +42,9 @@ class ReferenceNoise:
     value_neighbour: float = 0.4
     """Chance that a wanted value is replaced by its neighbour on the circle."""
     level_step: float = 0.4
-    """Chance that a value's level is off by one step of the grid."""
+    """Chance that a value's level moves one step of the grid up or down: +-0.5 may become 0, which
+    loses the value, and steps beyond +-1 stay at +-1.
+    """
 
 
 @dataclass
