@@ -83,8 +83,8 @@ class SFTConfig(RewriterTraining):
     accumulation: int = 1
     """A step has batch_size x accumulation rows."""
     token_budget: int = 32768
-    """Most tokens of one forward pass, counted without padding: the rows of a step are packed into as
-    few passes as fit.
+    """Most tokens of one forward pass, counted without padding: the rows of a step are packed
+    into as few passes as fit.
     """
 
     def __post_init__(self) -> None:
