@@ -109,3 +109,8 @@ def test_specials_are_single_tokens_and_a_saved_one_is_the_same(tmp_path: Path) 
     for text in (*TEXTS, "odd  <0x41> 猫\n", "<query> the soup <rewrite>"):
         assert loaded(text)["input_ids"] == encode(text)
         assert loaded.decode(encode(text)) == text
+
+
+def test_a_blank_before_a_special_token_is_one_token() -> None:
+    pieces = TOKENIZER.convert_ids_to_tokens(encode("the soup <rewrite> the soup"))
+    assert pieces == ["▁the", "▁soup", "▁", "<rewrite>", "▁the", "▁soup"]

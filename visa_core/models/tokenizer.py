@@ -19,6 +19,11 @@ SPECIALS = {
     "mask_token": "<mask>",
 }
 _MARKS = ".,;:?!'\"()"
+_BLANK = "▁"
+_ALONE = f"{_MARKS}{_BLANK}"
+"""Pieces of one character. A blank that no word follows, as before a special token, is one token
+and not the three bytes of its mark.
+"""
 
 
 def build_tokenizer(
@@ -29,7 +34,7 @@ def build_tokenizer(
     max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
     """Unigram tokenizer whose pieces are the words of `texts` (most frequent first), punctuation
-    marks and 256 bytes.
+    marks, the blank and 256 bytes.
 
     A known word is one token; any other text becomes bytes, so that decode(encode(text)) == text,
     but for one blank at the very start, U+2581 (which stands for a blank), and blanks around
@@ -40,8 +45,8 @@ def build_tokenizer(
     total = sum(count for _, count in pieces) or 1
     specials = [*SPECIALS.values(), *extra_specials]
     vocabulary = [(special, 0.0) for special in specials]
-    vocabulary += [(mark, -8.0) for mark in _MARKS]
-    vocabulary += [(word, math.log(n / total)) for word, n in pieces if word not in _MARKS]
+    vocabulary += [(mark, -8.0) for mark in _ALONE]
+    vocabulary += [(word, math.log(n / total)) for word, n in pieces if word not in _ALONE]
     vocabulary += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     backend = Tokenizer(
         models.Unigram(vocabulary, unk_id=specials.index("<unk>"), byte_fallback=True)
@@ -57,7 +62,7 @@ def build_tokenizer(
         [
             decoders.ByteFallback(),
             decoders.Fuse(),
-            decoders.Replace("▁", " "),
+            decoders.Replace(_BLANK, " "),
             decoders.Strip(" ", 1, 0),
         ]
     )
@@ -76,4 +81,4 @@ def _pieces(word: str) -> list[str]:
     while len(word) > 1 and word[-1] in _MARKS:
         marks.append(word[-1])
         word = word[:-1]
-    return [f"▁{word}", *reversed(marks)]
+    return [f"{_BLANK}{word}", *reversed(marks)]
