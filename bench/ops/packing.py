@@ -28,10 +28,10 @@ register(
     Op(
         name="packing",
         cases=tuple(case(count) for count in (64, 1024, 16384)),
-        providers={name: provider(name) for name in ("reference", "cpp")},
+        providers={name: provider(name) for name in ("reference", "cpu")},
         devices=("cpu",),
         rtol=0.0,
         atol=0.0,
-        why_not={"cpp": backends.why_no_extension},
+        why_not={"cpu": backends.why_no_extension},
     )
 )
