@@ -152,10 +152,10 @@ def test_without_a_compiler_the_install_succeeds_and_says_so(
     )
     asked = clean.python(
         "import visa_kernels as k\n"
-        "try: k.pack_to_budget([1], 1, backend='cpp')\n"
+        "try: k.pack_to_budget([1], 1, backend='cpu')\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "backend 'cpp' was asked for pack_to_budget but cannot run" in asked
+    assert "backend 'cpu' was asked for pack_to_budget but cannot run" in asked
 
 
 def test_an_editable_install_follows_the_source(clean: CleanEnvironment, source: Path) -> None:

@@ -33,11 +33,13 @@ class Backend:
     """One implementation of an op."""
 
     name: str
-    """What users write: reference, cpp, triton, cuda."""
+    """What users write: reference, cpu, triton, cuda."""
     function: Callable[..., Any]
     """Takes the op's arguments; all backends of an op take the same ones."""
     devices: tuple[str, ...] | None = None
     """Device types it runs on; None for any."""
+    interpreter_devices: tuple[str, ...] = ()
+    """Device types it runs on in triton's interpreter alone, and only when asked for by name."""
     why_not: Callable[[], str | None] = lambda: None
     """None where it can run, otherwise the reason it cannot, as a sentence for users."""
 
@@ -101,7 +103,7 @@ def _pick(op: str, device: str, asked: str) -> Backend:
         return found
     passed_over = []
     for candidate in _ops[op]:
-        reason = _unusable(candidate, device)
+        reason = _unusable(candidate, device, by_name=False)
         if reason is None:
             note = f" ({'; '.join(passed_over)})" if passed_over else ""
             log.info("%s on %s: backend %s%s", op, device, candidate.name, note)
@@ -118,16 +120,26 @@ def _pick_named(op: str, device: str, name: str) -> Backend:
             f"only, set {ENVIRONMENT} to OP=NAME pairs, such as {op}={names[-1]}"
         )
     found = _ops[op][names.index(name)]
-    reason = _unusable(found, device)
+    reason = _unusable(found, device, by_name=True)
     if reason is not None:
         raise BackendError(f"backend {name!r} was asked for {op} but cannot run: {reason}")
     return found
 
 
-def _unusable(candidate: Backend, device: str) -> str | None:
-    if candidate.devices is not None and device not in candidate.devices:
+def _unusable(candidate: Backend, device: str, *, by_name: bool) -> str | None:
+    if device in candidate.interpreter_devices:
+        if not by_name:
+            return f"on {device} it is interpreted, so it must be asked for by name"
+        if not triton_is_interpreted():
+            return f"on {device} it needs triton's interpreter: set TRITON_INTERPRET=1 at the start"
+    elif candidate.devices is not None and device not in candidate.devices:
         return f"it runs on {', '.join(candidate.devices)}, not on {device}"
     return candidate.why_not()
+
+
+def triton_is_interpreted() -> bool:
+    """Whether kernels defined from now on are interpreted; reads the variable as triton does."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def _asked_by_environment(op: str) -> str | None:
@@ -153,6 +165,26 @@ def extension_status() -> ExtensionStatus:
             return ExtensionStatus(active=False, reason=SKIPPED_NOTE.read_text("utf-8").strip())
         return ExtensionStatus(active=False, reason=str(error))
     return ExtensionStatus(active=True)
+
+
+def triton_backend(function: Callable[..., Any]) -> Backend:
+    """The `triton` backend of an op: CUDA tensors, and CPU tensors in the interpreter by name."""
+    return Backend(
+        name="triton",
+        function=function,
+        devices=("cuda",),
+        interpreter_devices=("cpu",),
+        why_not=why_no_triton,
+    )
+
+
+def why_no_triton() -> str | None:
+    """None where triton can be imported, otherwise why not; for `Backend.why_not`."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    return None
 
 
 def why_no_extension() -> str | None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from visa_kernels import backend as backends
 from visa_kernels import bin_of_sequences, pack_to_budget
 
-CPP_MISSING = backends.why_no_extension()
+CPU_MISSING = backends.why_no_extension()
 BACKENDS = [
     "reference",
-    pytest.param("cpp", marks=pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))),
+    pytest.param("cpu", marks=pytest.mark.skipif(CPU_MISSING is not None, reason=str(CPU_MISSING))),
 ]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -85,12 +85,12 @@ def test_close_to_the_optimum(backend: str, problem: tuple) -> None:
     assert len(pack_to_budget(lengths, budget, backend)) <= 11 / 9 * optimum + 6 / 9
 
 
-@pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))
+@pytest.mark.skipif(CPU_MISSING is not None, reason=str(CPU_MISSING))
 def test_both_versions_agree_on_many_sequences() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 2048, size=20_000)
-    cpp, plain = (bin_of_sequences(lengths, 8192, name) for name in ("cpp", "reference"))
-    np.testing.assert_array_equal(cpp, plain)
+    native, plain = (bin_of_sequences(lengths, 8192, name) for name in ("cpu", "reference"))
+    np.testing.assert_array_equal(native, plain)
 
 
 @each_backend
@@ -132,7 +132,7 @@ class TestChoice:
         with caplog.at_level(logging.INFO, logger="visa_kernels"):
             pack_to_budget([1], 1)
             pack_to_budget([1], 1)
-        name = "reference" if CPP_MISSING else "cpp"
+        name = "reference" if CPU_MISSING else "cpu"
         assert [r.getMessage() for r in caplog.records if f"backend {name}" in r.getMessage()] == [
             r.getMessage() for r in caplog.records
         ]
@@ -151,27 +151,27 @@ class TestChoice:
         self, value: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("VISA_BACKEND", value)
-        with pytest.raises(backends.BackendError, match="no backend 'fortran'; it has cpp, refer"):
+        with pytest.raises(backends.BackendError, match="no backend 'fortran'; it has cpu, refer"):
             pack_to_budget([1], 1)
 
     def test_an_unknown_op_in_the_environment_is_an_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("VISA_BACKEND", "pack_to_bugdet=cpp")
+        monkeypatch.setenv("VISA_BACKEND", "pack_to_bugdet=cpu")
         with pytest.raises(backends.BackendError, match="pack_to_bugdet; the ops are"):
             pack_to_budget([1], 1)
 
     def test_a_backend_asked_for_and_missing_is_an_error_but_otherwise_passed_over(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        cpp, plain = backends.registered()["pack_to_budget"]
-        broken = backends.Backend(name="cpp", function=cpp.function, why_not=lambda: "no g++ here")
+        native, plain = backends.registered()["pack_to_budget"]
+        broken = backends.Backend(name="cpu", function=native.function, why_not=lambda: "no g++ here")
         backends.register("pack_to_budget", broken, plain)
         try:
             with pytest.raises(backends.BackendError, match="cannot run: no g\\+\\+ here"):
-                pack_to_budget([1], 1, backend="cpp")
+                pack_to_budget([1], 1, backend="cpu")
             with caplog.at_level(logging.INFO, logger="visa_kernels"):
                 assert pack_to_budget([1], 1) == [[0]]
-            assert "cpp not used: no g++ here" in caplog.text
+            assert "cpu not used: no g++ here" in caplog.text
         finally:
-            backends.register("pack_to_budget", cpp, plain)
+            backends.register("pack_to_budget", native, plain)

@@ -33,7 +33,7 @@ def bin_of_sequences(
     """Bin of each sequence, int64 [n], bins numbered from 0 without gaps.
 
     First fit decreasing: longest first, equal lengths in order of index, each into the first bin
-    with room. O(n log n); `backend` is "cpp" (the extension) or "reference", with equal results.
+    with room. O(n log n); `backend` is "cpu" (the extension) or "reference", with equal results.
 
     Raises ValueError for lengths that are not whole numbers in one dimension, a budget below 1, a
     negative length, or a sequence longer than the budget (the message has its index and length).
@@ -56,7 +56,7 @@ def _as_int64(lengths: Sequence[int] | np.ndarray | torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _cpp(lengths: np.ndarray, budget: int) -> np.ndarray:
+def _cpu(lengths: np.ndarray, budget: int) -> np.ndarray:
     from visa_kernels import _C
 
     return _C.first_fit_decreasing(lengths, budget)
@@ -64,6 +64,6 @@ def _cpp(lengths: np.ndarray, budget: int) -> np.ndarray:
 
 backends.register(
     "pack_to_budget",
-    backends.Backend(name="cpp", function=_cpp, why_not=backends.why_no_extension),
+    backends.Backend(name="cpu", function=_cpu, why_not=backends.why_no_extension),
     backends.Backend(name="reference", function=reference.first_fit_decreasing),
 )
