@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from itertools import pairwise
 
@@ -165,7 +166,7 @@ class TestChoice:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         native, plain = backends.registered()["pack_to_budget"]
-        broken = backends.Backend(name="cpu", function=native.function, why_not=lambda: "no g++ here")
+        broken = dataclasses.replace(native, why_not=lambda: "no g++ here")
         backends.register("pack_to_budget", broken, plain)
         try:
             with pytest.raises(backends.BackendError, match="cannot run: no g\\+\\+ here"):
