@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "visa-core")
+PACKAGES = ("torch", "triton", "transformers", "numpy", "liger-kernel", "trl", "visa-core")
 
 
 def device_name(device: str) -> str:

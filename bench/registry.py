@@ -75,10 +75,13 @@ class Op:
     """Per provider, the reason it cannot run here, or None."""
     exact: Provider | None = None
     """The result in float64, from the same inputs. A provider passes when its error against this,
-    root mean square and largest, is at most `budget` times that of the first provider (which
-    computes in the case's dtype), plus atol + rtol * the largest magnitude. Returning None says
+    root mean square and largest, is at most `budget` times that of the baseline (torch code in
+    the case's dtype), plus atol + rtol * the largest magnitude. Returning None says
     that float64 is too much for this case: rtol and atol then decide."""
     budget: float = 2.0
+    budgets: dict[str, float] = field(default_factory=dict)
+    """Per provider, its own budget: for peers that round where same-dtype torch code does not. The
+    report has every provider's error."""
     prepare: dict[str, Prepare] = field(default_factory=dict)
     """Per provider, how its inputs are brought into its own form, outside the timed part."""
     baseline: str | None = None
