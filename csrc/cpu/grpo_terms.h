@@ -23,21 +23,25 @@
 
 #pragma once
 
-#include <limits>
+#include <cmath>
 
-namespace visa::grpo {
+#include "cpu/isa.h"
+
+namespace visa {
+namespace VISA_ISA_NAMESPACE {
+namespace grpo {
 
 constexpr float kLimit = 20.0f;  // log-ratios are cut here
 
 struct Bounds {
   float low = 0.8f;   // 1 - clip_low
   float high = 1.2f;  // 1 + clip_high
-  float dual = std::numeric_limits<float>::infinity();  // > 1; inf for none
+  float dual = HUGE_VALF;  // > 1; inf for none
 };
 
 struct Band {  // of sampler corrections
   float low = 0.0f;
-  float cap = std::numeric_limits<float>::infinity();
+  float cap = HUGE_VALF;
 };
 
 struct Term {
@@ -45,16 +49,16 @@ struct Term {
   float slope;
 };
 
-inline float cut(float d) { return d > kLimit ? kLimit : (d < -kLimit ? -kLimit : d); }
+VISA_INLINE float cut(float d) { return d > kLimit ? kLimit : (d < -kLimit ? -kLimit : d); }
 
-inline float inside_cut(float d) { return (d > kLimit) | (d < -kLimit) ? 0.0f : 1.0f; }
+VISA_INLINE float inside_cut(float d) { return (d > kLimit) | (d < -kLimit) ? 0.0f : 1.0f; }
 
-inline float clamp_to(float x, float low, float high) {
+VISA_INLINE float clamp_to(float x, float low, float high) {
   return x < low ? low : (x > high ? high : x);
 }
 
 // -min(r A, clip(r) A), for A < 0 at most -dual A (arXiv:1912.09729, eq. 5), and its slope in r.
-inline Term clip_ratio(float ratio, float adv, const Bounds& b) {
+VISA_INLINE Term clip_ratio(float ratio, float adv, const Bounds& b) {
   const float plain = ratio * adv;
   const float clipped = clamp_to(ratio, b.low, b.high) * adv;
   const float near_value = plain <= clipped ? -plain : -clipped;
@@ -64,18 +68,18 @@ inline Term clip_ratio(float ratio, float adv, const Bounds& b) {
 }
 
 // Whether the bound that acts for the advantage's sign is passed, as 0 or 1.
-inline float clipped_low(float ratio, float adv, const Bounds& b) {
+VISA_INLINE float clipped_low(float ratio, float adv, const Bounds& b) {
   return (ratio < b.low) & (adv < 0.0f) ? 1.0f : 0.0f;
 }
 
-inline float clipped_high(float ratio, float adv, const Bounds& b) {
+VISA_INLINE float clipped_high(float ratio, float adv, const Bounds& b) {
   return (ratio > b.high) & (adv > 0.0f) ? 1.0f : 0.0f;
 }
 
 // grpo, bnpo, dapo, dr_grpo: the ratio of each token is clipped (arXiv:1707.06347, eq. 7).
 struct ClipTokens {
   static constexpr bool slope_through_cut = true;
-  static Term term(float ratio, float /*logp*/, float adv, const Bounds& b) {
+  static VISA_INLINE Term term(float ratio, float /*logp*/, float adv, const Bounds& b) {
     const Term t = clip_ratio(ratio, adv, b);
     return {t.value, t.slope * ratio};
   }
@@ -84,14 +88,14 @@ struct ClipTokens {
 // cispo: the clipped ratio is a constant weight of A logp (arXiv:2506.13585).
 struct ClipWeights {
   static constexpr bool slope_through_cut = false;
-  static Term term(float ratio, float logp, float adv, const Bounds& b) {
+  static VISA_INLINE Term term(float ratio, float logp, float adv, const Bounds& b) {
     const float slope = -clamp_to(ratio, b.low, b.high) * adv;
     return {slope * logp, slope};
   }
 };
 
 template <class Surrogate>
-inline float token_slope(const Term& t, float d) {
+VISA_INLINE float token_slope(const Term& t, float d) {
   if constexpr (Surrogate::slope_through_cut) {
     return t.slope * inside_cut(d);
   } else {
@@ -100,26 +104,28 @@ inline float token_slope(const Term& t, float d) {
 }
 
 // e^x - 1 - x, given e = e^x; by its series near 0, where the difference would lose its digits.
-inline float exp_less_tangent(float x, float e) {
+VISA_INLINE float exp_less_tangent(float x, float e) {
   const float series =
       x * x *
       (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720)))));
   return (x < 0.25f) & (x > -0.25f) ? series : e - 1.0f - x;
 }
 
-inline float outside(float weight, const Band& band) {
+VISA_INLINE float outside(float weight, const Band& band) {
   return (weight < band.low) | (weight > band.cap) ? 1.0f : 0.0f;
 }
 
 // Sampler corrections: the weight is truncated to the band, or 0 outside of it.
 struct Truncate {
-  static float weight(float w, const Band& band) { return clamp_to(w, band.low, band.cap); }
+  static VISA_INLINE float weight(float w, const Band& band) { return clamp_to(w, band.low, band.cap); }
 };
 
 struct Mask {
-  static float weight(float w, const Band& band) {
+  static VISA_INLINE float weight(float w, const Band& band) {
     return (w < band.low) | (w > band.cap) ? 0.0f : w;
   }
 };
 
-}  // namespace visa::grpo
+}  // namespace grpo
+}  // namespace VISA_ISA_NAMESPACE
+}  // namespace visa

@@ -25,10 +25,13 @@ class Rows:
     mask_N: Tensor
     count_B: Tensor
 
+    def sum_B(self, x_N: Tensor) -> Tensor:
+        """Sum of each row over its counted tokens [B]."""
+        return x_N.new_zeros(len(self.count_B)).index_add(0, self.row_N, x_N * self.mask_N)
+
     def mean_B(self, x_N: Tensor) -> Tensor:
         """Mean of each row over its counted tokens [B]; 0 for a row without any."""
-        sums = x_N.new_zeros(len(self.count_B)).index_add(0, self.row_N, x_N * self.mask_N)
-        return sums / self.count_B.clamp(min=1)
+        return self.sum_B(x_N) / self.count_B.clamp(min=1)
 
     def token_mean(self, x_N: Tensor) -> Tensor:
         """Mean over all counted tokens, a scalar; 0 where there are none."""
@@ -44,35 +47,41 @@ class Policy:
     advantage: Tensor
     clip_low: float
     clip_high: float
+    clip_dual: float | None
     rows: Rows
 
 
 def clip_tokens(x: Policy) -> tuple[Tensor, Tensor]:
     """-min(r A, clip(r) A), r per token (PPO, arXiv:1707.06347, eq. 7). Returns terms, r."""
-    ratio = _log_ratio(x).exp()
+    ratio = cut(x.logp - x.old).exp()
     return _clipped(ratio, x), ratio
 
 
 def clip_sequences(x: Policy) -> tuple[Tensor, Tensor]:
     """-min(s A, clip(s) A), s the geometric mean of the row's ratios (GSPO, arXiv:2507.18071)."""
-    ratio = x.rows.mean_B(_log_ratio(x)).exp()[x.rows.row_N]
+    ratio = x.rows.mean_B(cut(x.logp - x.old)).exp()[x.rows.row_N]
     return _clipped(ratio, x), ratio
 
 
 def clip_weights(x: Policy) -> tuple[Tensor, Tensor]:
     """-stopgrad(clip(r)) A logp: no token loses its gradient (CISPO, arXiv:2506.13585)."""
-    ratio = _log_ratio(x).exp()
+    ratio = cut(x.logp - x.old).exp()
     weight = ratio.detach().clamp(1 - x.clip_low, 1 + x.clip_high)
     return -weight * x.advantage * x.logp, ratio
 
 
-def _log_ratio(x: Policy) -> Tensor:
-    return (x.logp - x.old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+def cut(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def _clipped(ratio: Tensor, x: Policy) -> Tensor:
+    """The clipped term; for A < 0 it is at most -clip_dual * A (arXiv:1912.09729, eq. 5)."""
     clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
-    return -torch.minimum(ratio * x.advantage, clipped * x.advantage)
+    gain = torch.minimum(ratio * x.advantage, clipped * x.advantage)
+    if x.clip_dual is not None:
+        far = (x.advantage < 0) & (ratio > x.clip_dual)
+        gain = torch.where(far, x.clip_dual * x.advantage, gain)
+    return -gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,43 @@ LOSS_TYPES: dict[str, LossType] = {
 }
 
 
+def token_log_weight(d_N: Tensor, rows: Rows) -> Tensor:
+    """Log-weight of each token by itself; d = old - sampler."""
+    return d_N
+
+
+def product_log_weight(d_N: Tensor, rows: Rows) -> Tensor:
+    """Log of the row's weight, the product of its tokens', at each of them."""
+    return rows.sum_B(d_N)[rows.row_N]
+
+
+def mean_log_weight(d_N: Tensor, rows: Rows) -> Tensor:
+    """Log of the geometric mean of the row's weights, at each of its tokens."""
+    return rows.mean_B(d_N)[rows.row_N]
+
+
+def truncated(weight: Tensor, low: float, cap: float) -> Tensor:
+    return weight.clamp(low, cap)
+
+
+def masked(weight: Tensor, low: float, cap: float) -> Tensor:
+    return torch.where((weight < low) | (weight > cap), 0.0, weight)
+
+
+CORRECTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "token_truncate": truncated,
+    "token_mask": masked,
+    "sequence_truncate": truncated,
+    "sequence_mask": masked,
+}
+"""How a weight outside its band is treated; a sequence's weight is one of the two below."""
+
+SEQUENCE_WEIGHTS: dict[str, Callable[[Tensor, Rows], Tensor]] = {
+    "product": product_log_weight,
+    "geometric": mean_log_weight,
+}
+
+
 def grpo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -102,12 +148,16 @@ def grpo_loss(
     loss_type: str,
     clip_low: float,
     clip_high: float,
+    clip_dual: float | None,
     normalizer: float | Tensor,
     ref_logprobs: Tensor | None,
     kl_beta: float,
     sampler_logprobs: Tensor | None,
     sampler_correction: str,
+    sequence_weight: str,
+    correction_low: float,
     correction_cap: float,
+    entropy: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and metrics; see `op.grpo_loss`, which has checked the arguments."""
@@ -115,21 +165,30 @@ def grpo_loss(
     rows = rows_of(cu_seqlens, len(logprobs), mask, _dtype(logprobs))
     logp, old = _at_mask(logprobs, rows), _at_mask(old_logprobs, rows).detach()
     sampler = old if sampler_logprobs is None else _at_mask(sampler_logprobs, rows).detach()
-    advantage = advantages.detach().to(logp.dtype)[rows.row_N]
     policy = Policy(
-        logp=logp, old=old, advantage=advantage, clip_low=clip_low, clip_high=clip_high, rows=rows
+        logp=logp,
+        old=old,
+        advantage=_at_mask(advantages.detach()[rows.row_N], rows),
+        clip_low=clip_low,
+        clip_high=clip_high,
+        clip_dual=clip_dual,
+        rows=rows,
     )
     terms, ratio = kind.surrogate(policy)
     metrics = _clip_metrics(ratio.detach(), policy) | _drift_metrics(logp.detach() - sampler, rows)
-    if sampler_correction == "token_truncate":
-        weight = (old - sampler).clamp(max=LOG_RATIO_LIMIT).exp()
-        terms = terms * weight.clamp(max=correction_cap)
-        capped = (weight > correction_cap).to(logp.dtype)
-        metrics["correction_capped_frac"] = rows.token_mean(capped)
+    if sampler_correction != "none":
+        sequence = sampler_correction.startswith("sequence")
+        log_weight = SEQUENCE_WEIGHTS[sequence_weight] if sequence else token_log_weight
+        weight = cut(log_weight(old - sampler, rows)).exp()
+        terms = terms * CORRECTIONS[sampler_correction](weight, correction_low, correction_cap)
+        outside = (weight < correction_low) | (weight > correction_cap)
+        metrics["correction_capped_frac"] = rows.token_mean(outside.to(logp.dtype))
     if ref_logprobs is not None:
         kl = k3(logp, _at_mask(ref_logprobs, rows).detach())
         terms = terms + kl_beta * kl
         metrics["ref_kl"] = rows.token_mean(kl.detach())
+    if entropy is not None:
+        metrics["entropy"] = rows.token_mean(_at_mask(entropy, rows).detach())
     total = rows.mean_B(terms).sum() if kind.row_mean else (terms * rows.mask_N).sum()
     return total / normalizer, metrics
 
@@ -152,7 +211,7 @@ def k3(logp: Tensor, other: Tensor) -> Tensor:
 
     Unbiased where tokens come from the policy (J. Schulman, "Approximating KL divergence", 2020).
     """
-    d = (other - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    d = cut(other - logp)
     return d.exp() - 1 - d
 
 
@@ -178,14 +237,15 @@ def _clip_metrics(ratio: Tensor, x: Policy) -> dict[str, Tensor]:
 def _drift_metrics(d: Tensor, rows: Rows) -> dict[str, Tensor]:
     """How far the policy is from what sampled the tokens; d = logp - sampler, 0 at masked ones.
 
-    ess is (sum w)^2 / (N sum w^2) of the weights w = e^d; the softmax gives w over its sum.
+    ess is (sum w)^2 / (N sum w^2) of the weights w = e^d.
     """
-    share = torch.where(rows.mask_N > 0, d, -torch.inf).softmax(0)
-    ess = 1 / (share.square().sum() * rows.count_B.sum())
-    d_cut = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    d_cut = cut(d)
+    weight = d_cut.exp()
+    squares = (weight.square() * rows.mask_N).sum() * rows.count_B.sum()
+    ess = (weight * rows.mask_N).sum().square() / squares
     return {
         "kl_k1": rows.token_mean(-d),
-        "kl_k3": rows.token_mean(d_cut.exp() - 1 - d_cut),
-        "ess": torch.nan_to_num(ess, nan=0.0, posinf=0.0),
+        "kl_k3": rows.token_mean(weight - 1 - d_cut),
+        "ess": torch.where(squares == 0, 0.0, ess),
         "max_abs_dlogp": torch.cat([d.abs(), d.new_zeros(1)]).amax(),
     }

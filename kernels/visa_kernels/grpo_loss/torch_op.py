@@ -1,0 +1,191 @@
+"""The kernels of `grpo_loss` as one torch operator with its gradient, for compile and export.
+
+The operator's results are the loss, dloss/dlogprobs [N] in float32, and the metrics in the order of
+METRICS. The backward pass multiplies the second by the gradient of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visa_kernels import backend as backends
+
+METRICS = (
+    "clip_low_frac",
+    "clip_high_frac",
+    "kl_k1",
+    "kl_k3",
+    "ess",
+    "max_abs_dlogp",
+    "correction_capped_frac",
+    "ref_kl",
+    "entropy",
+)
+ALWAYS = METRICS[:6]
+
+
+def choose(dtype: torch.dtype, device: str, backend: str | None) -> Callable[..., Any]:
+    """The backend for logprobs of a dtype: float64 goes to the reference unless one is named."""
+    if backend is None and dtype == torch.float64:
+        backend = "reference"
+    return backends.choose("grpo_loss", device, backend)
+
+
+def run(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    scores: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    group_size: int | None,
+    group_ids: Tensor | None,
+    advantage_scale: str,
+    advantage_eps: float,
+    reward_mask: Tensor | None,
+    loss_type: str,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float | None,
+    normalizer: float | Tensor,
+    ref_logprobs: Tensor | None,
+    kl_beta: float,
+    sampler_logprobs: Tensor | None,
+    sampler_correction: str,
+    sequence_weight: str,
+    correction_low: float,
+    correction_cap: float,
+    entropy: Tensor | None,
+    mask: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call the operator on a kernel's name; the loss, and a dict of the metrics in use."""
+    if logprobs.dtype == torch.float64:
+        raise ValueError(
+            f"backend {backend!r} of grpo_loss computes in float32: give it float32, bfloat16 or "
+            "float16 logprobs, or use the backend 'reference' for float64"
+        )
+    given = isinstance(normalizer, Tensor)
+    loss, _, values = _grpo_loss(
+        logprobs,
+        old_logprobs,
+        scores,
+        cu_seqlens,
+        normalizer if given else None,
+        ref_logprobs,
+        sampler_logprobs,
+        entropy,
+        mask,
+        group_ids,
+        reward_mask,
+        loss_type,
+        1.0 if given else normalizer,
+        clip_low,
+        clip_high,
+        float("inf") if clip_dual is None else clip_dual,
+        kl_beta,
+        sampler_correction,
+        sequence_weight,
+        correction_low,
+        correction_cap,
+        advantage_scale,
+        advantage_eps,
+        group_size or 0,
+        backend,
+    )
+    named = dict(zip(METRICS, values.detach().unbind(), strict=True))
+    used = {
+        "correction_capped_frac": sampler_correction != "none",
+        "ref_kl": ref_logprobs is not None,
+        "entropy": entropy is not None,
+    }
+    return loss, {name: value for name, value in named.items() if used.get(name, True)}
+
+
+@torch.library.custom_op("visa_kernels::grpo_loss", mutates_args=())
+def _grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    scores: Tensor,
+    cu_seqlens: Tensor,
+    normalizer: Tensor | None,
+    ref_logprobs: Tensor | None,
+    sampler_logprobs: Tensor | None,
+    entropy: Tensor | None,
+    mask: Tensor | None,
+    group_ids: Tensor | None,
+    reward_mask: Tensor | None,
+    loss_type: str,
+    divisor: float,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float,
+    kl_beta: float,
+    sampler_correction: str,
+    sequence_weight: str,
+    correction_low: float,
+    correction_cap: float,
+    advantage_scale: str,
+    advantage_eps: float,
+    group_size: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "cpu":
+        from visa_kernels.grpo_loss import cpu_kernel as kernel
+    elif backend == "cuda":
+        from visa_kernels.grpo_loss import cuda_kernel as kernel
+    else:
+        from visa_kernels.grpo_loss import triton_kernel as kernel
+    return kernel.grpo_loss(
+        logprobs,
+        old_logprobs,
+        scores,
+        cu_seqlens,
+        normalizer=normalizer,
+        ref_logprobs=ref_logprobs,
+        sampler_logprobs=sampler_logprobs,
+        entropy=entropy,
+        mask=mask,
+        group_ids=group_ids,
+        reward_mask=reward_mask,
+        loss_type=loss_type,
+        divisor=divisor,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        clip_dual=clip_dual,
+        kl_beta=kl_beta,
+        sampler_correction=sampler_correction,
+        sequence_weight=sequence_weight,
+        correction_low=correction_low,
+        correction_cap=correction_cap,
+        advantage_scale=advantage_scale,
+        advantage_eps=advantage_eps,
+        group_size=group_size,
+    )
+
+
+@_grpo_loss.register_fake
+def _(logprobs: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        logprobs.new_empty((), dtype=torch.float32),
+        logprobs.new_empty(logprobs.shape, dtype=torch.float32),
+        logprobs.new_empty(len(METRICS), dtype=torch.float32),
+    )
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _scale_gradient(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    (dlogprobs,) = ctx.saved_tensors
+    gradient = None if grad_loss is None else (dlogprobs * grad_loss).to(ctx.dtype)
+    return gradient, *([None] * 24)
+
+
+_grpo_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
