@@ -20,7 +20,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 venv: $(STAMP)
 
 # The torch that the project is developed with goes in first; the project itself accepts a range.
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/* csrc/*/*/*)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) --editable ".[dev,minilm]"
@@ -51,6 +51,6 @@ gpu:
 	exit $$status
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so
-	rm -f kernels/visa_kernels/_extension_skipped.txt $(STAMP)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so
+	rm -f kernels/visa_kernels/_extension_skipped.txt kernels/visa_kernels/_cuda_skipped.txt $(STAMP)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +

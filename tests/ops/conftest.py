@@ -12,6 +12,9 @@ The convention for Triton, which decides between interpreter and compiler when a
 - Ahead-of-time builds need the compiler: tests/ops/test_compile_gate.py runs
   `python -m bench.compile_gate` in a process of its own, without the variable.
 
+Tests of C++ code that is compiled per instruction set use the fixture `isa`, which runs them once
+for each that this machine has; others run on the widest.
+
 `torch.empty` gives NaN (integers: the largest value) in all these tests, so that memory which a
 kernel was to fill and did not shows.
 """
@@ -23,6 +26,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from visa_kernels import backend as backends
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
@@ -33,3 +38,25 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def _isas() -> list[str]:
+    if backends.why_no_extension() is not None:
+        return ["none"]
+    from visa_kernels import _C
+
+    return list(_C.supported_isas())
+
+
+@pytest.fixture(params=_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set in turn; "none", once, where the extension is missing."""
+    if request.param == "none":
+        yield "none"
+        return
+    from visa_kernels import _C
+
+    before = _C.isa()
+    _C.use_isa(request.param)
+    yield request.param
+    _C.use_isa(before)

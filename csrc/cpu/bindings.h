@@ -1,0 +1,21 @@
+// Each family of operations adds its functions to the module in its own <op>_bindings.cpp.
+
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace visa {
+
+// Tensors come in as their data_ptr(): the caller keeps them alive and has checked dtype and shape.
+template <class T>
+inline T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void register_isa(pybind11::module_& m);
+void register_packing(pybind11::module_& m);
+
+}  // namespace visa
