@@ -63,6 +63,11 @@ def commit() -> str:
     return revision + ("-dirty" if changed else "")
 
 
+def short(revision: str) -> str:
+    """A commit's first twelve digits with its "-dirty"; other text as it is."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", revision)
+
+
 def _git(*arguments: str, cwd: Path) -> str:
     done = subprocess.run(
         ["git", *arguments], cwd=cwd, check=True, capture_output=True, text=True, timeout=20

@@ -46,17 +46,29 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     where = machine.describe(options.device)
     bandwidth = copy_bandwidth(options.device)
-    print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {where['commit'][:12]}")
+    print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {machine.short(where['commit'])}")
+    where["copy_gb_per_s"] = round(bandwidth / 1e9, 2)
+    return int(run_all(options, where))
+
+
+def run_all(options: argparse.Namespace, where: dict[str, Any]) -> bool:
+    """Headline cases of all ops first, so that they are had when time runs out; True if bad.
+
+    An op's file is written after each of its cases: a run that is stopped leaves what it has.
+    """
     stop = time.monotonic() + options.budget if options.budget else None
-    bad = False
-    for op in ops(tuple(options.op)):
-        rows = [row for case in chosen(op, options) for row in rows_of(op, case, options, stop)]
-        if not rows:
+    selected = ops(tuple(options.op))
+    rows: dict[str, list[Row]] = {op.name: [] for op in selected}
+    pairs = [(op, case) for op in selected for case in chosen(op, options)]
+    for op, case in sorted(pairs, key=lambda pair: not pair[1].headline):
+        rows[op.name] += rows_of(op, case, options, stop)
+        if rows[op.name]:
+            write(options.out, op, rows[op.name], where)
+    for op in selected:
+        if not any(op is measured for measured, _ in pairs):
             print(f"{op.name}: no case for these options on {options.device}")
-            continue
-        bad |= any("mismatch" in row or _ours_failed(row) for row in rows)
-        write(options.out, op, rows, where | {"copy_gb_per_s": round(bandwidth / 1e9, 2)})
-    return int(bad)
+    print(f"-> {options.out}")
+    return any("mismatch" in row or _ours_failed(row) for each in rows.values() for row in each)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -84,8 +96,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def chosen(op: Op, options: argparse.Namespace) -> list[Case]:
-    """Cases of an op that the options leave, headline ones first."""
-    cases = [
+    """Cases of an op that the options leave."""
+    return [
         case
         for case in op.cases
         if options.device in op.devices
@@ -94,7 +106,6 @@ def chosen(op: Op, options: argparse.Namespace) -> list[Case]:
         and (not options.dtype or case.dtype in options.dtype)
         and (case.headline or not options.headline)
     ]
-    return sorted(cases, key=lambda case: not case.headline)
 
 
 def rows_of(
@@ -160,7 +171,6 @@ def write(folder: Path, op: Op, rows: list[dict[str, Any]], where: dict[str, Any
     result = {"format": FORMAT, "date": date, **where, "rows": rows}
     path = folder / f"{op.name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"  -> {path}")
 
 
 if __name__ == "__main__":
