@@ -12,10 +12,11 @@ WORKERS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
-.PHONY: venv quickstart test lint bench gpu clean
+.PHONY: venv quickstart test lint bench bench-deps gpu clean
 
 venv: $(STAMP)
 
@@ -32,23 +33,26 @@ quickstart: venv
 
 # One torch thread per worker keeps results the same and two cores busy; a file's tests share a worker,
 # so that what they build once is built once.
-test: venv
+test: venv $(PEERS)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: venv
 	$(PY) -m ruff check .
 
-bench: venv
+bench: $(PEERS)
 	$(PY) -m bench.run
 
-# From the tree, with the torch of the GPU image; the extension is built in place where it can be.
-# A test file that lacks a package there is reported and fails the target, after all others have run.
+# What we are compared with: other projects' losses, at the versions that results name.
+bench-deps: $(PEERS)
+
+$(PEERS): pyproject.toml | $(STAMP)
+	$(PIP) $(TORCH) $$($(PY) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))\
+		['project']['optional-dependencies']['bench'])")
+	@touch $(PEERS)
+
+# From the tree, with the torch of the GPU image: the tests marked gpu, then the benchmarks.
 gpu:
-	$(GPU_PYTHON) setup.py --quiet build_ext --inplace || echo "no extension: plain torch is used"
-	@status=0; export $(TREE); set -x; \
-	$(GPU_PYTHON) -m pytest -q -m gpu --continue-on-collection-errors || status=$$?; \
-	$(GPU_PYTHON) -m bench.run --device cuda || status=$$?; \
-	exit $$status
+	@$(TREE) $(GPU_PYTHON) -m bench.gpu
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so

@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     where = machine.describe(options.device)
     bandwidth = copy_bandwidth(options.device)
-    print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {machine.short(where['commit'])}")
+    revision = machine.short(where["commit"])
+    print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {revision}")
     where["copy_gb_per_s"] = round(bandwidth / 1e9, 2)
     return int(run_all(options, where))
 
