@@ -153,6 +153,18 @@ def assert_rate(hits: int, total: int, rate: float) -> None:
     assert binomtest(hits, total, rate).pvalue > 1e-4, f"{hits} of {total}, not {rate:.3f}"
 
 
+def test_reference_clauses_stand_in_the_order_of_the_prompt(clean: list[RewriteExample]) -> None:
+    several = 0
+    for record in clean:
+        text = record.reference
+        place = {CLAUSES[clause][0]: text.index(clause) for clause in CLAUSES if clause in text}
+        told = sorted(place, key=place.__getitem__)
+        assert told == [name for name in SCHWARTZ.names if name in place]
+        several += len(told) > 1
+    assert several > 20
+
+
+
 def test_facts_of_references_are_lost_and_altered_at_the_documented_rates(
     noisy: list[RewriteExample],
 ) -> None:
