@@ -17,5 +17,6 @@ inline T* pointer(std::uintptr_t address) {
 
 void register_isa(pybind11::module_& m);
 void register_packing(pybind11::module_& m);
+void register_token_logprobs(pybind11::module_& m);
 
 }  // namespace visa

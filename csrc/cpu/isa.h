@@ -25,7 +25,10 @@
 #define VISA_ISA_NAMESPACE isa_common  // sources that are compiled once
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+#if defined(__CUDACC__)
+#define VISA_INLINE __host__ __device__ __forceinline__
+#define VISA_RESTRICT __restrict__
+#elif defined(__GNUC__) || defined(__clang__)
 #define VISA_INLINE inline __attribute__((always_inline))
 #define VISA_RESTRICT __restrict__
 #elif defined(_MSC_VER)

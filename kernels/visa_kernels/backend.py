@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from visa_kernels.cuda_library import why_no_cuda_library
+
 log = logging.getLogger("visa_kernels")
 
 ENVIRONMENT = "VISA_BACKEND"
@@ -38,6 +40,8 @@ class Backend:
     """Takes the op's arguments; all backends of an op take the same ones."""
     devices: tuple[str, ...] | None = None
     """Device types it runs on; None for any."""
+    dtypes: tuple[torch.dtype, ...] | None = None
+    """Element types it takes; None for any. Others go to the next backend."""
     interpreter_devices: tuple[str, ...] = ()
     """Device types it runs on in triton's interpreter alone, and only when asked for by name."""
     why_not: Callable[[], str | None] = lambda: None
@@ -60,7 +64,7 @@ class ExtensionStatus:
 
 _ops: dict[str, list[Backend]] = {}
 _functions: dict[str, dict[str, Callable[..., Any]]] = {}
-_chosen: dict[tuple[str, str, str], str] = {}
+_chosen: dict[tuple[str, str, str, torch.dtype | None], str] = {}
 
 
 def register(op: str, *backends: Backend) -> None:
@@ -77,42 +81,47 @@ def registered() -> dict[str, list[Backend]]:
     return {op: list(backends) for op, backends in _ops.items()}
 
 
-def choose(op: str, device: str, backend: str | None = None) -> Callable[..., Any]:
-    """The function that runs `op` on a device type ("cpu", "cuda").
+def choose(
+    op: str, device: str, backend: str | None = None, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
+    """The function that runs `op` on a device type ("cpu", "cuda") and, where given, a dtype.
 
     Raises BackendError when `backend`, or VISA_BACKEND, names one that is unknown or cannot run.
     """
-    return _functions[op][_name_of_choice(op, device, backend)]
+    return _functions[op][_name_of_choice(op, device, backend, dtype)]
 
 
 @torch.compiler.assume_constant_result
-def _name_of_choice(op: str, device: str, backend: str | None) -> str:
+def _name_of_choice(
+    op: str, device: str, backend: str | None, dtype: torch.dtype | None = None
+) -> str:
     """Name of the backend to run; torch.compile takes it as a constant and does not trace this."""
     asked = backend or _asked_by_environment(op) or ""
-    key = (op, device, asked)
+    key = (op, device, asked, dtype)
     if key not in _chosen:
-        _chosen[key] = _pick(op, device, asked).name
+        _chosen[key] = _pick(op, device, asked, dtype).name
     return _chosen[key]
 
 
-def _pick(op: str, device: str, asked: str) -> Backend:
+def _pick(op: str, device: str, asked: str, dtype: torch.dtype | None) -> Backend:
     """Look a backend up and log the choice; `asked` is empty when any will do."""
+    where = device if dtype is None else f"{device}, {str(dtype).removeprefix('torch.')}"
     if asked:
-        found = _pick_named(op, device, asked)
-        log.info("%s on %s: backend %s (asked for)", op, device, found.name)
+        found = _pick_named(op, device, asked, dtype)
+        log.info("%s on %s: backend %s (asked for)", op, where, found.name)
         return found
     passed_over = []
     for candidate in _ops[op]:
-        reason = _unusable(candidate, device, by_name=False)
+        reason = _unusable(candidate, device, dtype, by_name=False)
         if reason is None:
             note = f" ({'; '.join(passed_over)})" if passed_over else ""
-            log.info("%s on %s: backend %s%s", op, device, candidate.name, note)
+            log.info("%s on %s: backend %s%s", op, where, candidate.name, note)
             return candidate
         passed_over.append(f"{candidate.name} not used: {reason}")
-    raise BackendError(f"{op} has no backend for device {device}: {'; '.join(passed_over)}")
+    raise BackendError(f"{op} has no backend for {where}: {'; '.join(passed_over)}")
 
 
-def _pick_named(op: str, device: str, name: str) -> Backend:
+def _pick_named(op: str, device: str, name: str, dtype: torch.dtype | None) -> Backend:
     names = [candidate.name for candidate in _ops[op]]
     if name not in names:
         raise BackendError(
@@ -120,13 +129,15 @@ def _pick_named(op: str, device: str, name: str) -> Backend:
             f"only, set {ENVIRONMENT} to OP=NAME pairs, such as {op}={names[-1]}"
         )
     found = _ops[op][names.index(name)]
-    reason = _unusable(found, device, by_name=True)
+    reason = _unusable(found, device, dtype, by_name=True)
     if reason is not None:
         raise BackendError(f"backend {name!r} was asked for {op} but cannot run: {reason}")
     return found
 
 
-def _unusable(candidate: Backend, device: str, *, by_name: bool) -> str | None:
+def _unusable(
+    candidate: Backend, device: str, dtype: torch.dtype | None, *, by_name: bool
+) -> str | None:
     if device in candidate.interpreter_devices:
         if not by_name:
             return f"on {device} it is interpreted, so it must be asked for by name"
@@ -134,6 +145,9 @@ def _unusable(candidate: Backend, device: str, *, by_name: bool) -> str | None:
             return f"on {device} it needs triton's interpreter: set TRITON_INTERPRET=1 at the start"
     elif candidate.devices is not None and device not in candidate.devices:
         return f"it runs on {', '.join(candidate.devices)}, not on {device}"
+    if dtype is not None and candidate.dtypes is not None and dtype not in candidate.dtypes:
+        takes = ", ".join(str(known).removeprefix("torch.") for known in candidate.dtypes)
+        return f"it takes {takes}, not {str(dtype).removeprefix('torch.')}"
     return candidate.why_not()
 
 
@@ -167,14 +181,27 @@ def extension_status() -> ExtensionStatus:
     return ExtensionStatus(active=True)
 
 
-def triton_backend(function: Callable[..., Any]) -> Backend:
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take as a rule; they compute in float32."""
+
+
+def cpu_backend(function: Callable[..., Any], **fields: Any) -> Backend:
+    """The `cpu` backend of an op: the C++ extension on CPU tensors."""
+    settings = {"dtypes": KERNEL_DTYPES, "devices": ("cpu",), "why_not": why_no_extension}
+    return Backend(name="cpu", function=function, **settings | fields)
+
+
+def cuda_backend(function: Callable[..., Any], **fields: Any) -> Backend:
+    """The `cuda` backend of an op: the library that nvcc built, on CUDA tensors."""
+    settings = {"dtypes": KERNEL_DTYPES, "devices": ("cuda",), "why_not": why_no_cuda_library}
+    return Backend(name="cuda", function=function, **settings | fields)
+
+
+def triton_backend(function: Callable[..., Any], **fields: Any) -> Backend:
     """The `triton` backend of an op: CUDA tensors, and CPU tensors in the interpreter by name."""
+    settings = {"dtypes": KERNEL_DTYPES, "devices": ("cuda",), "interpreter_devices": ("cpu",)}
     return Backend(
-        name="triton",
-        function=function,
-        devices=("cuda",),
-        interpreter_devices=("cpu",),
-        why_not=why_no_triton,
+        name="triton", function=function, **settings | {"why_not": why_no_triton} | fields
     )
 
 
