@@ -17,7 +17,8 @@
 //
 // gspo: with m the mean of the row's cut log-ratios over its n counted tokens,
 // clip_ratio(exp(m), adv, bounds) gives each token's term and the slope in the ratio s = exp(m);
-// each counted token's dlogp is slope * s * mean(w) / n * inside_cut(d), times the row's share.
+// each counted token's dlogp is slope * s * mean(w) * inside_cut(d) * share, whose share has the
+// 1 / n already (n terms move with m, m with each logp by 1 / n).
 //
 // NaN goes through everywhere: comparisons select, no min or max.
 

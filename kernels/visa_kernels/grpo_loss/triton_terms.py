@@ -16,10 +16,12 @@ BEFORE calling (tl.where), and their term and slope after: what stands there may
 
 gspo clips the row, not the token: with m the mean of the row's cut log-ratios over its n counted
 tokens, `sequence_term(m, adv, lo, hi, dual)` gives the term that each of them has and its slope in
-m. With token weights w_t, each counted token's dlogp is slope * mean(w_t) / n * share_of_row, zero
-where the token's own log-ratio was cut (`inside_cut`). A sequence weight is `bounded_weight` of the
+m. With token weights w_t, each counted token's dlogp is slope * mean(w_t) * share (share has the
+1 / n already: n terms move with m, m with each logp by 1 / n), zero where the token's own log-ratio
+was cut (`inside_cut`). A sequence weight is `bounded_weight` of the
 sum, or of the mean, of the row's old - sampler, cut after it is summed (`cut`).
 
+`adv` has the shape of logp: triton's interpreter cannot broadcast comparisons of scalars.
 NaN goes through everywhere: comparisons and tl.where are used in place of min and max.
 """
 
