@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import sys
 import time
@@ -175,4 +176,5 @@ def write(folder: Path, op: Op, rows: list[dict[str, Any]], where: dict[str, Any
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported by now need not be looked through before each measurement
     sys.exit(main())
