@@ -2,6 +2,7 @@
 
 #include "cpu/bindings.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/vec_math_check.h"
 
 namespace py = pybind11;
@@ -41,6 +42,12 @@ void register_isa(py::module_& m) {
         "Use this instruction set from now on; for tests. ValueError where it cannot run.");
   m.def("supported_isas", &supported, "Instruction sets that this build has and this machine runs.");
   m.def("has_openmp", &has_openmp, "Whether the extension uses OpenMP threads.");
+  m.def("advise_huge_pages",
+        [](std::uintptr_t address, std::size_t bytes) {
+          advise_huge_pages(pointer<void>(address), bytes);
+        },
+        py::arg("address"), py::arg("bytes"),
+        "Ask for huge pages under a large new tensor, before it is first written.");
   m.def("vec_math", &vec_math, py::arg("name"), py::arg("x"),
         "Apply a function of vec_math.h to float32 values [n]; for tests.");
 }
