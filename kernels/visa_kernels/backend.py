@@ -64,7 +64,7 @@ class ExtensionStatus:
 
 _ops: dict[str, list[Backend]] = {}
 _functions: dict[str, dict[str, Callable[..., Any]]] = {}
-_chosen: dict[tuple[str, str, str, torch.dtype | None], str] = {}
+_chosen: dict[tuple[str, str, str, torch.dtype | None, str | None], str] = {}
 
 
 def register(op: str, *backends: Backend) -> None:
@@ -82,28 +82,41 @@ def registered() -> dict[str, list[Backend]]:
 
 
 def choose(
-    op: str, device: str, backend: str | None = None, dtype: torch.dtype | None = None
+    op: str,
+    device: str,
+    backend: str | None = None,
+    dtype: torch.dtype | None = None,
+    leave_out: str | None = None,
 ) -> Callable[..., Any]:
     """The function that runs `op` on a device type ("cpu", "cuda") and, where given, a dtype.
 
+    `leave_out` names a backend that cannot take this call: the next best is used, unless that one
+    was asked for by name.
+
     Raises BackendError when `backend`, or VISA_BACKEND, names one that is unknown or cannot run.
     """
-    return _functions[op][_name_of_choice(op, device, backend, dtype)]
+    return _functions[op][_name_of_choice(op, device, backend, dtype, leave_out)]
 
 
 @torch.compiler.assume_constant_result
 def _name_of_choice(
-    op: str, device: str, backend: str | None, dtype: torch.dtype | None = None
+    op: str,
+    device: str,
+    backend: str | None,
+    dtype: torch.dtype | None = None,
+    leave_out: str | None = None,
 ) -> str:
     """Name of the backend to run; torch.compile takes it as a constant and does not trace this."""
     asked = backend or _asked_by_environment(op) or ""
-    key = (op, device, asked, dtype)
+    key = (op, device, asked, dtype, leave_out)
     if key not in _chosen:
-        _chosen[key] = _pick(op, device, asked, dtype).name
+        _chosen[key] = _pick(op, device, asked, dtype, leave_out).name
     return _chosen[key]
 
 
-def _pick(op: str, device: str, asked: str, dtype: torch.dtype | None) -> Backend:
+def _pick(
+    op: str, device: str, asked: str, dtype: torch.dtype | None, leave_out: str | None
+) -> Backend:
     """Look a backend up and log the choice; `asked` is empty when any will do."""
     where = device if dtype is None else f"{device}, {str(dtype).removeprefix('torch.')}"
     if asked:
@@ -112,6 +125,9 @@ def _pick(op: str, device: str, asked: str, dtype: torch.dtype | None) -> Backen
         return found
     passed_over = []
     for candidate in _ops[op]:
+        if candidate.name == leave_out:
+            passed_over.append(f"{candidate.name} does not take these arguments")
+            continue
         reason = _unusable(candidate, device, dtype, by_name=False)
         if reason is None:
             note = f" ({'; '.join(passed_over)})" if passed_over else ""

@@ -1,0 +1,1 @@
+"""Attention of packed sequences: bidirectional or causal, with or without a window."""

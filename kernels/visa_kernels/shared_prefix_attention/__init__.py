@@ -1,0 +1,1 @@
+"""Attention of packed groups whose completions share one prompt."""

@@ -1,0 +1,166 @@
+"""Packed attention against float64 softmax by hand: values, gradients, odd shapes, graphs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.attention import Problem, Sees, by_hand, by_op, check_budget, mask_of, problem
+from tests.ops.backends import each_backend, skip_bf16_dot
+from visa_kernels import packed_attention
+
+LENGTHS = (5, 0, 1, 67, 130, 0)
+
+
+def bounds(lengths: tuple[int, ...], dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+def rule(lengths: tuple[int, ...], causal: bool = False, window: int | None = None) -> Sees:
+    """Tokens see each other in their own sequence, keys not ahead of and near the query."""
+    owner = [b for b, length in enumerate(lengths) for _ in range(length)]
+
+    def sees(i: int, j: int) -> bool:
+        near = window is None or abs(i - j) <= window
+        return owner[i] == owner[j] and near and (j <= i or not causal)
+
+    return sees
+
+
+def run(
+    p: Problem, lengths: tuple[int, ...], backend: str, device: str, **settings: object
+) -> list[Tensor]:
+    op = partial(
+        packed_attention,
+        cu_seqlens=bounds(lengths).to(device),
+        scale=p.scale,
+        max_seqlen=max(lengths),
+        backend=backend,
+        **settings,
+    )
+    return by_op(p, op, device)
+
+
+def skip_unfit(backend: str, dtype: torch.dtype) -> None:
+    if backend == "varlen" and dtype == torch.float32:
+        pytest.skip("torch's varlen attention takes half precision alone")
+
+
+@pytest.mark.parametrize(
+    "causal,window", [(False, None), (True, None), (False, 0), (False, 9), (True, 70)]
+)
+@each_backend("packed_attention")
+def test_values_and_gradients(backend: str, device: str, causal: bool, window: int | None) -> None:
+    dtype = torch.bfloat16 if backend == "varlen" else torch.float32
+    p = problem(sum(LENGTHS), 4, 2, 32, dtype)
+    got = run(p, LENGTHS, backend, device, causal=causal, window=window)
+    check_budget(got, p, mask_of(sum(LENGTHS), rule(LENGTHS, causal, window)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [24, 64, 80, 96, 128])
+@each_backend("packed_attention")
+def test_head_sizes_and_types(backend: str, device: str, head_dim: int, dtype: torch.dtype) -> None:
+    skip_unfit(backend, dtype)
+    skip_bf16_dot(backend, device, dtype)
+    lengths = (40, 1, 29)
+    p = problem(70, 2, 1, head_dim, dtype)
+    check_budget(run(p, lengths, backend, device), p, mask_of(70, rule(lengths)))
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (3, 3), (6, 2), (8, 1)])
+@each_backend("packed_attention")
+def test_grouped_heads(backend: str, device: str, heads: int, kv_heads: int) -> None:
+    dtype = torch.float16 if backend == "varlen" else torch.float32
+    lengths = (33, 18)
+    p = problem(51, heads, kv_heads, 16, dtype)
+    got = run(p, lengths, backend, device, causal=True)
+    check_budget(got, p, mask_of(51, rule(lengths, causal=True)))
+
+
+@each_backend("packed_attention")
+def test_views_of_one_projection(backend: str, device: str) -> None:
+    """q, k and v as they come out of one linear layer, and heads before tokens."""
+    dtype = torch.float16 if backend == "varlen" else torch.float32
+    p = problem(50, 2, 2, 32, dtype)
+    lengths = (20, 30)
+    op = partial(
+        packed_attention,
+        cu_seqlens=bounds(lengths, torch.int64).to(device),
+        scale=p.scale,
+        max_seqlen=30,
+        backend=backend,
+    )
+    plain = by_op(p, op, device)
+    qkv = torch.stack([p.q, p.k, p.v], 1).to(device).requires_grad_()
+    out = op(*qkv.unbind(1))
+    (grad,) = torch.autograd.grad(out, qkv, p.dout.to(device))
+    assert torch.equal(out.detach().cpu(), plain[0])
+    for have, want in zip(grad.cpu().unbind(1), plain[1:], strict=True):
+        torch.testing.assert_close(have, want)
+    turned = [x.to(device).transpose(0, 1).contiguous().transpose(0, 1) for x in (p.q, p.k, p.v)]
+    assert torch.equal(op(*turned).cpu(), plain[0])
+    strided = [x.to(device).repeat_interleave(2, -1)[..., ::2] for x in (p.q, p.k, p.v)]
+    assert torch.equal(op(*strided).cpu(), plain[0])
+
+
+@each_backend("packed_attention")
+def test_nothing_to_attend_to(backend: str, device: str) -> None:
+    dtype = torch.float16 if backend == "varlen" else torch.float32
+    for lengths in ((0,), (0, 0)) if backend != "varlen" else ():
+        assert run(problem(0, 2, 1, 16, dtype), lengths, backend, device)[1].shape == (0, 2, 16)
+    p = problem(3, 2, 1, 16, dtype)
+    out, dq, dk, dv = run(p, (1, 1, 1), backend, device)
+    torch.testing.assert_close(out, p.v.expand(-1, 2, -1))
+    for zero in (dq, dk):
+        torch.testing.assert_close(
+            zero, torch.zeros_like(zero), rtol=0, atol=1e-2 if dtype == torch.float16 else 1e-5
+        )
+    torch.testing.assert_close(dv, p.dout.sum(1, keepdim=True))
+
+
+@each_backend("packed_attention")
+def test_extreme_scores(backend: str, device: str) -> None:
+    """Scores of +-1e4 leave one key to each query; nothing overflows."""
+    dtype = torch.float16 if backend == "varlen" else torch.float32
+    p = problem(40, 2, 2, 16, dtype)
+    q = torch.where(torch.arange(16) == 0, 100.0, 0.0).expand(40, 2, 16)
+    k = torch.zeros(40, 2, 16)
+    k[:, :, 0] = torch.linspace(-100, 100, 40)[torch.randperm(40)].unsqueeze(1)
+    hard = Problem(q=q.to(dtype), k=k.to(dtype), v=p.v, dout=p.dout, scale=1.0)
+    got = run(hard, (40,), backend, device)
+    winner = int(k[:, 0, 0].argmax())
+    torch.testing.assert_close(got[0], p.v[winner].expand(40, -1, -1), rtol=1e-3, atol=1e-3)
+    assert all(torch.isfinite(x).all() for x in got)
+
+
+def test_gradients_of_the_reference() -> None:
+    q, k, v = (torch.randn(9, h, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    op = partial(packed_attention, cu_seqlens=bounds((4, 0, 5)), window=2)
+    assert torch.autograd.gradcheck(op, (q, k, v))
+    p = Problem(q=q.detach(), k=k.detach(), v=v.detach(), dout=torch.ones(9, 4, 3), scale=3**-0.5)
+    wanted = by_hand(p, mask_of(9, rule((4, 0, 5), window=2)))[0]
+    torch.testing.assert_close(op(q, k, v).detach(), torch.from_numpy(wanted))
+
+
+def test_bad_arguments() -> None:
+    q, k = torch.zeros(4, 2, 8), torch.zeros(4, 1, 8)
+    cu = torch.tensor([0, 4])
+    with pytest.raises(ValueError, match=r"\[N, Hk, D\], got \(4, 2, 8\), \(3, 1, 8\) and"):
+        packed_attention(q, k[:3], k[:3], cu)
+    with pytest.raises(ValueError, match="multiple of the key heads"):
+        packed_attention(q, k.expand(4, 3, 8), k.expand(4, 3, 8), cu)
+    with pytest.raises(ValueError, match="one floating type"):
+        packed_attention(q, k.half(), k.half(), cu)
+    for wrong in ([0, 3], [1, 4], [0, 5, 4]):
+        with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to 4"):
+            packed_attention(q, k, k, torch.tensor(wrong))
+    with pytest.raises(ValueError, match=r"shape \[n \+ 1\], got torch.float32"):
+        packed_attention(q, k, k, cu.float())
+    with pytest.raises(ValueError, match="window must be at least 0"):
+        packed_attention(q, k, k, cu, window=-1)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        packed_attention(q, k, k, cu, scale=0.0)
