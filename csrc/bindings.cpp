@@ -6,5 +6,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ operations of visa_kernels";
   visa::register_isa(m);
   visa::register_packing(m);
+  visa::register_reward_scores(m);
   visa::register_token_logprobs(m);
 }

@@ -9,12 +9,16 @@ from visa_kernels.group_advantages.op import group_advantages
 from visa_kernels.grpo_loss.op import LOSS_TYPES, grpo_loss, loss_normalizer
 from visa_kernels.packed_attention.op import packed_attention
 from visa_kernels.packing.op import bin_of_sequences, pack_to_budget
+from visa_kernels.reward_scores.op import NON_FINITE, Pieces, RewardScores, reward_scores
 from visa_kernels.shared_prefix_attention.layout import SharedPrefixLayout, shared_prefix_layout
 from visa_kernels.shared_prefix_attention.op import shared_prefix_attention
 from visa_kernels.token_logprobs.op import token_logprobs
 
 __all__ = [
     "LOSS_TYPES",
+    "NON_FINITE",
+    "Pieces",
+    "RewardScores",
     "SharedPrefixLayout",
     "bin_of_sequences",
     "group_advantages",
@@ -22,6 +26,7 @@ __all__ = [
     "loss_normalizer",
     "pack_to_budget",
     "packed_attention",
+    "reward_scores",
     "shared_prefix_attention",
     "shared_prefix_layout",
     "token_logprobs",

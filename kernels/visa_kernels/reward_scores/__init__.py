@@ -1,0 +1,1 @@
+"""Outputs of detector and NLI model to rewards and advantages."""
