@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from tests.ops.attention import Problem, Sees, by_hand, by_op, check_budget, mask_of, problem
 from tests.ops.backends import each_backend, skip_bf16_dot
 from visa_kernels import packed_attention
+from visa_kernels.packed_attention.torch_op import FORWARD
 
 LENGTHS = (5, 0, 1, 67, 130, 0)
 
@@ -164,3 +166,49 @@ def test_bad_arguments() -> None:
         packed_attention(q, k, k, cu, window=-1)
     with pytest.raises(ValueError, match="scale must be above 0"):
         packed_attention(q, k, k, cu, scale=0.0)
+
+
+@each_backend("packed_attention")
+def test_as_one_operator(backend: str, device: str) -> None:
+    """torch's own checks of schema, fake results, gradient registration and compiled graphs."""
+    if backend not in FORWARD:
+        pytest.skip("not a custom operator of this package")
+    q, k, v = problem(12, 2, 1, 16).on(device)
+    cu, groups = torch.tensor([0, 5, 8, 12]).to(device), torch.tensor([0, 3]).to(device)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    if backend == "sdpa":
+        tests += ("test_aot_dispatch_dynamic",)
+    op = torch.ops.visa_kernels.packed_attention.default
+    for arguments in ((cu, None, False, 3), (cu, groups, True, -1)):
+        torch.library.opcheck(op, (q, k, v, *arguments, 0.3, backend), test_utils=tests)
+
+
+@pytest.mark.slow
+@each_backend("packed_attention")
+def test_inside_compile_and_export(backend: str, device: str) -> None:
+    """One graph, with the same values and gradients; exported programs keep the operator."""
+    torch.compiler.reset()
+    dtype = torch.float16 if backend == "varlen" else torch.float32
+    p = problem(30, 2, 1, 16, dtype)
+    cu = bounds((12, 18)).to(device)
+
+    def op(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return 2 * packed_attention(q, k, v, cu, window=5, max_seqlen=18, backend=backend)
+
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
+    for have, want in zip(by_op(p, compiled, device), by_op(p, op, device), strict=True):
+        torch.testing.assert_close(have, want)
+    arguments = tuple(x.detach() for x in p.on(device))
+    program = torch.export.export(Wrapped(op), arguments, strict=True)
+    torch.testing.assert_close(program.module()(*arguments), op(*arguments))
+
+
+class Wrapped(torch.nn.Module):
+    """A function as a module, for torch.export."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.function(q, k, v)

@@ -120,7 +120,7 @@ def test_layout_by_hand() -> None:
     assert layout.cu_groups.tolist() == [0, 3, 5, 6]
     assert layout.position_ids.tolist() == [0, 1, 2, 2, 3, 0, 1, 0, 1, 2]
     assert layout.completion_mask.int().tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
-    assert layout.last_prompt_token.tolist() == [1, 1, -1]
+    assert layout.predictors.tolist() == [1, 1, 3, -1, 5]
     assert layout.cu_seqlens.dtype == layout.cu_groups.dtype == torch.int32
 
 

@@ -21,9 +21,9 @@ class SharedPrefixLayout:
     """int64 [N]: from 0 in a prompt; completions go on where their prompt ends."""
     completion_mask: Tensor
     """bool [N]: True for the tokens of completions."""
-    last_prompt_token: Tensor
-    """int64 [S - P]: per completion, the token of its prompt whose logits predict its first token;
-    -1 for an empty prompt."""
+    predictors: Tensor
+    """int64 [tokens of completions]: the token whose logits predict each of them, which is the one
+    before, and for a first token the last of its prompt; -1 where the prompt is empty."""
 
     def to(self, device: torch.device | str) -> SharedPrefixLayout:
         """The same layout on another device."""
@@ -61,15 +61,21 @@ def shared_prefix_layout(
     lengths[is_prompt], lengths[~is_prompt] = prompts, completions
     cu_seqlens = _bounds(lengths)
     prompt_end = cu_seqlens[first_segment + 1]
+    last_of_prompt = torch.where(prompts > 0, prompt_end - 1, -1).repeat_interleave(sizes)
     offsets = torch.zeros_like(lengths)
     offsets[~is_prompt] = prompts.repeat_interleave(sizes)
     token = torch.arange(int(cu_seqlens[-1]))
+    completion_mask = (~is_prompt).repeat_interleave(lengths)
+    in_completion = token[completion_mask]
+    is_first = in_completion == cu_seqlens[:-1][~is_prompt].repeat_interleave(completions)
     return SharedPrefixLayout(
         cu_seqlens=cu_seqlens.to(torch.int32),
         cu_groups=cu_groups.to(torch.int32),
         position_ids=token + (offsets - cu_seqlens[:-1]).repeat_interleave(lengths),
-        completion_mask=(~is_prompt).repeat_interleave(lengths),
-        last_prompt_token=torch.where(prompts > 0, prompt_end - 1, -1).repeat_interleave(sizes),
+        completion_mask=completion_mask,
+        predictors=torch.where(
+            is_first, last_of_prompt.repeat_interleave(completions), in_completion - 1
+        ),
     )
 
 
