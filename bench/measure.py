@@ -15,7 +15,7 @@ from bench.registry import Case, Op
 
 Row = dict[str, Any]
 
-GRAPH_INPUTS = 64
+GRAPH_INPUTS = 256
 """At most this many input sets are rotated through in one CUDA graph."""
 
 
@@ -217,6 +217,9 @@ def _add_graph_times(
     sets = _rotating_inputs(case)
     graphs: dict[str, Callable[[], Any]] = {}
     for name in names:
+        if name in op.no_graph:
+            rows[name]["graph_failed"] = op.no_graph[name]
+            continue
         try:
             graphs[name] = timing.capture([_runnable(op, name, inputs) for inputs in sets])
         except Exception as error:  # noqa: BLE001  (not every provider can be captured)

@@ -89,6 +89,9 @@ class Op:
     one, otherwise the first."""
     notes: dict[str, str] = field(default_factory=dict)
     """Per provider, what exactly it computes where that differs from the op."""
+    no_graph: dict[str, str] = field(default_factory=dict)
+    """Per provider, why it cannot be captured in a CUDA graph: it reads back, say. A capture that
+    fails can spoil what follows it."""
     versions: dict[str, str] = field(default_factory=dict)
     """Per provider, the package whose code runs; tables name it with its version."""
     skip: Callable[[str, Case, str], str | None] = lambda provider, case, device: None

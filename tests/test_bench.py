@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -339,11 +340,40 @@ def test_without_a_gpu_the_one_command_says_so(capsys: pytest.CaptureFixture[str
     assert "sees no CUDA device" in capsys.readouterr().out
 
 
+def test_results_are_handed_over_and_shown(
+    tmp_path: Path,
+    only: Callable[..., registry.Op],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only({"first": lambda i: i["x"]})
+    run_rows(tmp_path / "device")
+    monkeypatch.setenv("OUT", str(tmp_path / "back"))
+    gpu.hand_over(tmp_path / "device")
+    assert json.loads((tmp_path / "back" / "results.json").read_text())["toy"]["rows"]
+    assert (tmp_path / "back" / "results.tar.gz").stat().st_size > 100
+    gpu.show(tmp_path / "device")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("toy ")
+
+
+def test_the_tree_and_given_wheels_are_importable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPU_WHEELS", str(tmp_path))
+    assert gpu.unpack_wheels(tmp_path / "to") is None
+    assert "holds no wheel" in capsys.readouterr().out
+    environment = gpu.tree_environment(tmp_path)
+    code = "import sys, visa_kernels, visa_trainers, bench.gpu; print(sys.path[4])"
+    assert gpu.run([sys.executable, "-c", code], environment, 60) == 0
+    assert gpu.run([sys.executable, "-c", "import time; time.sleep(9)"], environment, 0.3) == 124
+
+
 @pytest.mark.gpu
 def test_replayed_graphs_are_timed_on_a_gpu(only: Callable[..., registry.Op]) -> None:
     op = only(
         {"reference": lambda i: 2 * i["x"], "reads back": lambda i: 2 * i["x"] * i["x"][0].item()},
         case={"build": lambda d: {"x": torch.ones(2**16, device=d)}, "graph": True},
+        no_graph={"reads back": "it reads back"},
     )
     effort = measure.Effort(device="cuda", seconds=0.05, least=3)
     rows = {row["provider"]: row for row in measure.measure(op, op.cases[0], effort)}
