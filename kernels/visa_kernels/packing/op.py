@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ def pack_to_budget(
     bins = bin_of_sequences(lengths, budget, backend)
     if not len(bins):
         return []
-    order = np.argsort(bins, kind="stable")
-    ends = np.cumsum(np.bincount(bins))[:-1]
-    return [part.tolist() for part in np.split(order, ends)]
+    ends = np.cumsum(np.bincount(bins)).tolist()
+    # numpy sorts 16-bit keys by counting.
+    keys = bins.astype(np.uint16) if len(ends) <= 2**16 else bins
+    order = np.argsort(keys, kind="stable").tolist()
+    return [order[start:end] for start, end in pairwise([0, *ends])]
 
 
 def bin_of_sequences(
