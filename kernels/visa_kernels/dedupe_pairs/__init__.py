@@ -1,0 +1,1 @@
+"""Pairs of texts or of token rows that occur more than once."""

@@ -1,0 +1,1 @@
+"""Packed rows that begin with the same tokens."""
