@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from visa_kernels import backend as backends
-from visa_kernels.group_advantages import checks, reference
+from visa_kernels.group_advantages import checks, reference, torch_op
 
 SCALES = checks.SCALES
 CHECKS = ("raise", "nan")
@@ -72,5 +74,6 @@ def _reference(
 
 backends.register(
     "group_advantages",
+    backends.triton_backend(partial(torch_op.run, backend="triton")),
     backends.Backend(name="reference", function=_reference),
 )

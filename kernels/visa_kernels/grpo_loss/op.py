@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -111,7 +113,7 @@ def grpo_loss(
     checks.check_groups(rewards, group_size, group_ids, reward_mask)
     if normalizer is None:
         normalizer = _own_normalizer(loss_type, logprobs, cu_seqlens, mask)
-    run = torch_op.choose(logprobs.dtype, logprobs.device.type, backend)
+    run = backends.choose("grpo_loss", logprobs.device.type, backend, logprobs.dtype)
     return run(
         logprobs,
         old_logprobs,
@@ -213,5 +215,6 @@ def _reference(
 
 backends.register(
     "grpo_loss",
+    backends.triton_backend(partial(torch_op.run, backend="triton")),
     backends.Backend(name="reference", function=_reference),
 )

@@ -6,13 +6,10 @@ METRICS. The backward pass multiplies the second by the gradient of the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from visa_kernels import backend as backends
 
 METRICS = (
     "clip_low_frac",
@@ -25,14 +22,6 @@ METRICS = (
     "ref_kl",
     "entropy",
 )
-ALWAYS = METRICS[:6]
-
-
-def choose(dtype: torch.dtype, device: str, backend: str | None) -> Callable[..., Any]:
-    """The backend for logprobs of a dtype: float64 goes to the reference unless one is named."""
-    if backend is None and dtype == torch.float64:
-        backend = "reference"
-    return backends.choose("grpo_loss", device, backend)
 
 
 def run(
@@ -63,11 +52,6 @@ def run(
     backend: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Call the operator on a kernel's name; the loss, and a dict of the metrics in use."""
-    if logprobs.dtype == torch.float64:
-        raise ValueError(
-            f"backend {backend!r} of grpo_loss computes in float32: give it float32, bfloat16 or "
-            "float16 logprobs, or use the backend 'reference' for float64"
-        )
     given = isinstance(normalizer, Tensor)
     loss, _, values = _grpo_loss(
         logprobs,
