@@ -9,6 +9,8 @@ from visa_kernels.dedupe_pairs.op import UniquePairs, dedupe_pairs
 from visa_kernels.group_advantages.op import group_advantages
 from visa_kernels.group_prefixes.op import PrefixGroups, group_prefixes
 from visa_kernels.grpo_loss.op import LOSS_TYPES, grpo_loss, loss_normalizer
+from visa_kernels.linear_grpo_loss.op import linear_grpo_loss
+from visa_kernels.linear_logprobs.op import linear_logprobs
 from visa_kernels.packed_attention.op import packed_attention
 from visa_kernels.packed_rows import PackedRows
 from visa_kernels.packing.op import bin_of_sequences, pack_to_budget
@@ -31,6 +33,8 @@ __all__ = [
     "group_advantages",
     "group_prefixes",
     "grpo_loss",
+    "linear_grpo_loss",
+    "linear_logprobs",
     "loss_normalizer",
     "pack_to_budget",
     "packed_attention",
