@@ -59,7 +59,8 @@ def backward_kernel(
     if (g_logp == 0.0) & (g_entropy == 0.0):
         tl.store(out_ptr, zero.to(dlogits_ptr.dtype.element_ty), mask=inside)
     else:
-        x = tl.load(logits_ptr + row * stride + at, mask=inside, other=0.0).to(tl.float32)
+        x_ptr = logits_ptr + row * stride + at
+        x = tl.load(x_ptr, mask=inside, other=-float("inf")).to(tl.float32)
         hit = at == tl.load(ids_ptr + row)
         shift, log_sum = tl.load(shift_ptr + row), tl.load(log_sum_ptr + row)
         dx = tile_gradient(x, hit, shift, log_sum, entropy, g_logp, g_entropy, b, ENTROPY)
