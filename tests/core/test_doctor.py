@@ -84,6 +84,20 @@ def test_a_needed_package_that_fails_makes_it_not_ready(
     assert "not ready" in capsys.readouterr().out
 
 
+def test_the_cuda_library_and_openmp_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from visa_kernels import cuda_library
+
+    monkeypatch.setattr(cuda_library, "PATH", tmp_path / "_cuda.so")
+    monkeypatch.setattr(cuda_library, "SKIPPED_NOTE", tmp_path / "none.txt")
+    report = doctor.collect()
+    assert "_cuda.so is missing" in report["cuda_library"]["error"]
+    assert "VISA_BUILD_CUDA=1" in report["cuda_library"]["advice"]
+    assert (report["openmp"]["error"] is None) == (report["extension"]["error"] is None)
+    assert "visa_kernels/_cuda.so" in doctor.render(report)
+
+
 def test_an_extension_left_out_of_the_build_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
