@@ -31,6 +31,8 @@ class Effort:
     """Rounds."""
     providers: tuple[str, ...] = ()
     """Names to time; empty for all."""
+    keep_pages: bool = False
+    """Take times with an allocator that keeps what is freed; memory is measured without."""
 
 
 def measure(op: Op, case: Case, effort: Effort) -> list[Row]:
@@ -150,9 +152,10 @@ def _add_times(
         return
     ceilings = ceiling.of_case(case, effort.device)
     contenders = runs | {name: limit.run for name, limit in ceilings.items()}
-    times = timing.rounds(
-        contenders, effort.device, effort.seconds, least=effort.least, most=effort.most
-    )
+    with memory.kept_pages(effort.keep_pages):
+        times = timing.rounds(
+            contenders, effort.device, effort.seconds, least=effort.least, most=effort.most
+        )
     arrays = {name: np.array(each) for name, each in times.items()}
     floors = _floors(case, ceilings, arrays)
     for name in runs:

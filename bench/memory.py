@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,29 @@ def _on_cpu(run: Callable[[], Any]) -> Memory | None:
     result = run()
     peak = _resident("VmHWM") - before
     return Memory(peak=max(peak, 0), result=bytes_of(result))
+
+
+@contextmanager
+def kept_pages(wanted: bool) -> Iterator[None]:
+    """Within it, this process's allocator keeps what is freed, as jemalloc and tcmalloc do.
+
+    glibc gives large blocks back to the system at once, so that every new tensor is paid for page
+    by page: by how much depends on the system (on a virtual machine a page may have to come from
+    its host, ten times slower than computing what goes into it) and changes from run to run.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not wanted:
+        yield
+        return
+    trim_threshold, most_mappings = -1, -4
+    mallopt(trim_threshold, -1)
+    mallopt(most_mappings, 0)
+    try:
+        yield
+    finally:
+        mallopt(trim_threshold, 2**17)
+        mallopt(most_mappings, 2**16)
+        _hand_back_free_pages()
 
 
 def _hand_back_free_pages() -> None:

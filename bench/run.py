@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     where = machine.describe(options.device)
+    if options.device == "cpu":
+        where["allocator"] = options.allocator
     bandwidth = copy_bandwidth(options.device)
     revision = machine.short(where["commit"])
     print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {revision}")
@@ -81,6 +83,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", action="append", default=[], help="float32, bfloat16, ...")
     parser.add_argument("--headline", action="store_true", help="only the cases of the README")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--allocator",
+        choices=("keep", "system"),
+        default="keep",
+        help="while times are taken on a CPU: keep freed pages in the process, or the system's way",
+    )
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument(
         "--seconds", type=float, default=0.5, help="time spent per provider and case"
@@ -123,6 +131,7 @@ def rows_of(
         least=options.min_rounds or MIN_RUNS,
         most=MAX_RUNS,
         providers=tuple(options.provider),
+        keep_pages=options.device == "cpu" and options.allocator == "keep",
     )
     rows = measure(op, case, effort)
     for row in rows:
