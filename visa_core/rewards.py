@@ -18,6 +18,7 @@ import torch
 from visa_core.config import RewardConfig
 from visa_core.types import Consistency
 from visa_core.values import cosine
+from visa_kernels import dedupe_pairs
 
 REPEAT_WORDS = 4
 """Length of the word n-grams that count as repetition."""
@@ -136,18 +137,15 @@ def measure(
     """
     _check_rows(queries, sources, rewrites, targets)
     blank = torch.tensor([not text.strip() for text in rewrites], dtype=torch.bool)
-    rows = list(zip(queries, sources, rewrites, strict=True))
-    unique = list(dict.fromkeys(row for row in rows if row[2].strip()))
     values = torch.zeros_like(targets, dtype=torch.float32)
-    fwd, bwd = torch.zeros(len(rows)), torch.zeros(len(rows))
-    if unique:
-        place = {row: i for i, row in enumerate(unique)}
-        index = torch.tensor([place.get(row, -1) for row in rows])[~blank]
-        values[~blank] = _values(detector, unique, batch_size)[index]
-        scores = fact_analyzer.consistency(
-            [row[1] for row in unique], [row[2] for row in unique], batch_size=batch_size
-        )
-        fwd[~blank], bwd[~blank] = scores.fwd.float()[index], scores.bwd.float()[index]
+    fwd, bwd = torch.zeros(len(rewrites)), torch.zeros(len(rewrites))
+    if not blank.all():
+        told = [row for row, text in enumerate(rewrites) if text.strip()]
+        asked, answers, row_of = _distinct(queries, rewrites, told)
+        values[~blank] = detector.predict(asked, answers, batch_size=batch_size).float()[row_of]
+        premises, hypotheses, row_of = _distinct(sources, rewrites, told)
+        scores = fact_analyzer.consistency(premises, hypotheses, batch_size=batch_size)
+        fwd[~blank], bwd[~blank] = scores.fwd.float()[row_of], scores.bwd.float()[row_of]
     return Measured(
         values=values,
         cosine=cosine(values, targets),
@@ -157,15 +155,14 @@ def measure(
     )
 
 
-def _values(
-    detector: ValueScorer, rows: list[tuple[str, str, str]], batch_size: int
-) -> torch.Tensor:
-    asked = list(dict.fromkeys((query, rewrite) for query, _, rewrite in rows))
-    place = {pair: i for i, pair in enumerate(asked)}
-    values = detector.predict(
-        [query for query, _ in asked], [rewrite for _, rewrite in asked], batch_size=batch_size
-    )
-    return values.float()[[place[query, rewrite] for query, _, rewrite in rows]]
+def _distinct(
+    firsts: Sequence[str], seconds: Sequence[str], rows: Sequence[int]
+) -> tuple[list[str], list[str], torch.Tensor]:
+    """The distinct pairs among `rows`, in order of first occurrence, and which one each row is."""
+    a, b = [firsts[row] for row in rows], [seconds[row] for row in rows]
+    unique = dedupe_pairs(a, b)
+    kept = unique.first.tolist()
+    return [a[i] for i in kept], [b[i] for i in kept], torch.from_numpy(unique.inverse)
 
 
 def _check_rows(

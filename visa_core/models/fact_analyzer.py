@@ -23,6 +23,7 @@ from visa_core.models.nli_labels import label_order
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.types import Consistency
+from visa_kernels import dedupe_pairs
 
 Split = Literal["auto", "sentence"]
 Direction = Literal["rewrite_entails_source", "source_entails_rewrite"]
@@ -148,14 +149,18 @@ class FactAnalyzer:
         if len(premises) != len(hypotheses):
             raise ValueError(f"{len(premises)} premises for {len(hypotheses)} hypotheses")
         pairs = list(zip(premises, hypotheses, strict=True))
-        unique = list(dict.fromkeys(pair for pair in pairs if pair[0].strip() and pair[1].strip()))
+        told = [row for row, pair in enumerate(pairs) if pair[0].strip() and pair[1].strip()]
+        probs = torch.tensor([0.0, 1.0, 0.0]).repeat(len(pairs), 1)
+        if not told:
+            return probs
+        distinct = dedupe_pairs([premises[row] for row in told], [hypotheses[row] for row in told])
+        unique = [pairs[told[i]] for i in distinct.first.tolist()]
         plans = self._plan(unique, split or self.settings.split)
         pieces = list(dict.fromkeys(piece for plan in plans for row in plan for piece in row))
         scores = dict(zip(pieces, self._score(pieces, batch_size), strict=True))
-        neutral = torch.tensor([0.0, 1.0, 0.0])
-        combined = {pair: _combine(plan, scores) for pair, plan in zip(unique, plans, strict=True)}
-        rows = [combined.get(pair, neutral) for pair in pairs]
-        return torch.stack(rows) if rows else torch.zeros(0, 3)
+        combined = torch.stack([_combine(plan, scores) for plan in plans])
+        probs[told] = combined[torch.from_numpy(distinct.inverse)]
+        return probs
 
     def consistency(
         self, sources: list[str], rewrites: list[str], batch_size: int = 64
