@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from bench.peers import liger, rows, trl
-from visa_kernels import LOSS_TYPES, grpo_loss, loss_normalizer, token_logprobs
+from visa_kernels import (
+    LOSS_TYPES,
+    grpo_loss,
+    linear_grpo_loss,
+    linear_logprobs,
+    loss_normalizer,
+    token_logprobs,
+)
 
 LENGTHS = (5, 1, 9, 3, 12, 2)
 LONGEST = 12
@@ -108,18 +115,29 @@ def ours(
 ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
     """Our loss on plain logits, its metrics, and the gradients of hidden and weight."""
     hidden, weight = batch.leaves()
-    loss, metrics = grpo_loss(
-        plain_logprobs(hidden, weight, batch.ids),
-        batch.old,
-        batch.advantages,
-        batch.cu_seqlens,
-        loss_type=loss_type,
-        clip_low=1.0 if loss_type == "cispo" else 0.2,
-        clip_high=0.28,
-        normalizer=loss_normalizer(loss_type, torch.tensor(LENGTHS), max_length=LONGEST),
-        **options,
-    )
+    logprobs = plain_logprobs(hidden, weight, batch.ids)
+    loss, metrics = grpo_loss(logprobs, **our_arguments(batch, loss_type), **options)
     return loss.detach(), metrics, torch.autograd.grad(loss, (hidden, weight))
+
+
+def fused(batch: Batch, loss_type: str, **options: Any) -> tuple[Tensor, ...]:
+    """Our loss from hidden states in one pass, and its gradients."""
+    hidden, weight = batch.leaves()
+    arguments = our_arguments(batch, loss_type)
+    loss, _ = linear_grpo_loss(hidden, weight, batch.ids, **arguments, **options)
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+def our_arguments(batch: Batch, loss_type: str) -> dict[str, Any]:
+    return {
+        "old_logprobs": batch.old,
+        "advantages": batch.advantages,
+        "cu_seqlens": batch.cu_seqlens,
+        "loss_type": loss_type,
+        "clip_low": 1.0 if loss_type == "cispo" else 0.2,
+        "clip_high": 0.28,
+        "normalizer": loss_normalizer(loss_type, torch.tensor(LENGTHS), max_length=LONGEST),
+    }
 
 
 def from_trl(
@@ -160,7 +178,7 @@ def from_liger(batch: Batch, loss_type: str, **options: Any) -> tuple[Tensor, tu
 
 def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for have, want in zip(got, expected, strict=True):
-        torch.testing.assert_close(have, want, rtol=2e-5, atol=1e-6)
+        torch.testing.assert_close(have, want, rtol=2e-5, atol=2e-6)
 
 
 @needs_trl
@@ -180,6 +198,50 @@ def test_loss_and_gradients_are_ligers(batch: Batch, loss_type: str) -> None:
     loss, _, gradients = ours(batch, loss_type)
     peer_loss, peer_gradients = from_liger(batch, loss_type, chunk_rows=2)
     assert_same((loss, *gradients), (peer_loss, *peer_gradients))
+
+
+@needs_trl
+@needs_liger
+@each_loss_type
+def test_the_fused_loss_is_theirs(batch: Batch, loss_type: str) -> None:
+    """Hidden states in, on both sides; rows without advantage are left out of ours alone."""
+    batch.advantages[1] = 0.0
+    got = fused(batch, loss_type)
+    trl_loss, _, trl_gradients = from_trl(batch, loss_type)
+    liger_loss, liger_gradients = from_liger(batch, loss_type)
+    assert_same(got, (trl_loss, *trl_gradients))
+    assert_same(got, (liger_loss, *liger_gradients))
+
+
+@needs_trl
+@needs_liger
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "gspo"])
+def test_the_dual_clip_is_their_delta(batch: Batch, loss_type: str) -> None:
+    """They cut the ratio for either sign of the advantage; past 1 + clip_high that is the same."""
+    loss, _, gradients = ours(batch, loss_type, clip_dual=1.3)
+    unclipped, *_ = ours(batch, loss_type)
+    trl_loss, _, trl_gradients = from_trl(batch, loss_type, delta=1.3)
+    liger_loss, liger_gradients = from_liger(batch, loss_type, delta=1.3)
+    assert_same((loss, *gradients), (trl_loss, *trl_gradients))
+    assert_same((loss, *gradients), (liger_loss, *liger_gradients))
+    assert loss_type == "gspo" or loss != unclipped
+
+
+@needs_trl
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_linear_logprobs_are_those_of_trls_head(batch: Batch, softcap: float | None) -> None:
+    """With bias and temperature; gradients through log-probabilities and entropies."""
+    bias, upstream = torch.randn(VOCABULARY), torch.linspace(-1, 1, len(batch.ids))
+    results = []
+    for head in (linear_logprobs, trl.head):
+        leaves = [*batch.leaves(), bias.clone().requires_grad_()]
+        options = {"bias": leaves[2], "temperature": 0.7, "softcap": softcap}
+        if head is linear_logprobs:
+            options["with_entropy"] = True
+        logprobs, entropy = head(leaves[0], leaves[1], batch.ids, **options)
+        total = (logprobs * upstream).sum() + 0.3 * entropy.sum()
+        results.append((logprobs, entropy, *torch.autograd.grad(total, leaves)))
+    assert_same(*results)
 
 
 @needs_trl
