@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visa_kernels import ticket
 from visa_kernels.dtypes import CODES
 from visa_kernels.reward_scores.reference import OUTPUTS
 
@@ -61,8 +62,6 @@ class Job:
         ends = _as(cu_groups, torch.int64)
         arrived = None
         if scale == "batch" and values.is_cuda:
-            from visa_kernels import ticket
-
             arrived = ticket.counters(values.device)
         self.tensors = [
             values, fwd, bwd, targets, *whole, _as(penalty, torch.float32),
