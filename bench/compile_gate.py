@@ -5,9 +5,10 @@ CUDA sources are all of csrc/cuda. Prints a table of registers, shared memory an
 with status 1 where something failed to build or spills. What cannot be built here, for want of
 triton or nvcc, is said and left out. Results are kept in build/compile_gate and Triton's own cache.
 
-A case is (name, kernel, signature, constants, num_warps, num_stages). The signature maps argument
-names to Triton types ("*bf16", "i32", "fp32"); None is an argument passed as None. Pointers are
-taken as divisible by 16, as torch's are; "i32:16" says so of a number.
+A case is (name, kernel, signature, constants, num_warps, num_stages) and, where its tile sizes are
+those of some chips only, a tuple of their names. The signature maps argument names to Triton types
+("*bf16", "i32", "fp32"); None is an argument passed as None. Pointers are taken as divisible by 16,
+as torch's are; "i32:16" says so of a number.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def build_triton(options: argparse.Namespace) -> tuple[list[Row], str | None]:
         (module, index, target)
         for module in modules()
         if not options.op or module.split(".")[1] in options.op
-        for index in range(len(cases(module)))
-        for target in TRITON_TARGETS
+        for index, case in enumerate(cases(module))
+        for target in (case[6] if len(case) > 6 else TRITON_TARGETS)
         if not options.target or target in options.target
     ]
     key = digest([*Path(visa_kernels.__file__).parent.rglob("triton_*.py")], triton.__version__)
@@ -129,7 +130,7 @@ def build_kept(job: tuple[str, int, str, str]) -> Row:
 
 def build_one(module: str, index: int, target: str) -> Row:
     """Build a case; an error of any kind becomes the row's."""
-    name, function, signature, constants, warps, stages = cases(module)[index]
+    name, function, signature, constants, warps, stages = cases(module)[index][:6]
     about = {"op": module.split(".")[1], "kernel": name, "kind": "triton", "target": target}
     try:
         built = compile_triton(function, signature, constants, warps, stages, target)

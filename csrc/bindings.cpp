@@ -7,6 +7,7 @@ PYBIND11_MODULE(_C, m) {
   visa::register_isa(m);
   visa::register_dedupe(m);
   visa::register_linear_head(m);
+  visa::register_packed_attention(m);
   visa::register_packing(m);
   visa::register_reward_scores(m);
   visa::register_token_logprobs(m);

@@ -99,6 +99,7 @@ backends.register(
         why_not=varlen.why_no_varlen,
     ),
     backends.triton_backend(_kernel("triton")),
+    backends.cpu_backend(_kernel("cpu")),
     backends.Backend(
         name="sdpa", function=_kernel("sdpa"), devices=("cpu",), dtypes=backends.KERNEL_DTYPES
     ),

@@ -1,4 +1,4 @@
-"""CPU without the extension: torch's own flash attention, one call per segment and prompt.
+"""CPU where the extension is missing: torch's own flash attention, one call per segment and prompt.
 
 Completions take two calls, the prompt and their own tokens, joined by their log-sum-exp; in the
 backward the joined output and log-sum-exp make each call's gradients exact by themselves. Heads of

@@ -15,12 +15,7 @@ from torch import Tensor
 
 from visa_kernels.packed_attention.triton_kernel import LOG2_E, PROMPT_FIELD, tiles_of
 from visa_kernels.packed_attention.triton_spans import cut_range, load_rows, tile_bounds
-from visa_kernels.packed_attention.triton_tiles import (
-    dkdv_tiling,
-    dq_tiling,
-    head_splits,
-    precision,
-)
+from visa_kernels.packed_attention.triton_tiles import head_splits, pad_of, precision, tiling
 
 COMPLETIONS_FIELD = 4
 
@@ -65,6 +60,7 @@ def dq_kernel(
     BLOCK_N: tl.constexpr,
     FIELD: tl.constexpr,
     PRECISION: tl.constexpr,
+    HOIST: tl.constexpr,
 ):
     """dq [N, H, HEAD], and delta fp32 [H, N] = sum of out * dout, which `dkdv_kernel` reads."""
     head = tl.program_id(1).to(tl.int64)
@@ -97,7 +93,7 @@ def dq_kernel(
     v_base = v_ptr + head // heads_per_kv * v_head
     acc = tl.zeros([BLOCK_M, PAD], tl.float32)
 
-    for i in range(n_extra + n_inner):
+    for i in tl.range(0, n_extra + n_inner, disable_licm=not HOIST):
         start = own_lo + (n_head + i - n_extra) * BLOCK_N
         if FIELD > 0:
             start = tl.where(i < n_extra, extra_lo + i * BLOCK_N, start)
@@ -108,7 +104,8 @@ def dq_kernel(
 
     n_masked = n_head + n_tail
     extra_tail = extra_lo + n_extra * BLOCK_N
-    for i in range(n_masked + (extra_tail < extra_hi).to(tl.int32)):
+    n_last = n_masked + (extra_tail < extra_hi).to(tl.int32)
+    for i in tl.range(0, n_last, disable_licm=not HOIST):
         start = own_lo + (i + tl.where(i < n_head, 0, n_inner)) * BLOCK_N
         limit = own_hi
         from_ = lo
@@ -175,6 +172,8 @@ def dkdv_kernel(
     BLOCK_N: tl.constexpr,
     FIELD: tl.constexpr,
     PRECISION: tl.constexpr,
+    HOIST: tl.constexpr,
+    MASKED_STAGES: tl.constexpr,
 ):
     """dk and dv [splits, N, Hk, HEAD]; split s sums over its share of the query heads."""
     kv_head = tl.program_id(1).to(tl.int64)
@@ -209,7 +208,7 @@ def dkdv_kernel(
         dout_base = dout_ptr + head * dout_head
         lse_base = lse_ptr + head * n_tokens
         delta_base = delta_ptr + head * n_tokens
-        for i in range(n_full):
+        for i in tl.range(0, n_full, disable_licm=not HOIST):
             start = own_lo + (n_head + i - n_extra) * BLOCK_M
             if FIELD > 0:
                 start = tl.where(i < n_extra, extra_lo + i * BLOCK_M, start)
@@ -219,7 +218,7 @@ def dkdv_kernel(
             delta = tl.load(delta_base + start + column)
             scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
             dk, dv = _dkdv_step(scores, v, q, dout, lse, delta, dk, dv, PRECISION)
-        for i in range(n_last):
+        for i in tl.range(0, n_last, num_stages=MASKED_STAGES, disable_licm=not HOIST):
             start = own_lo + (i + tl.where(i < n_head, 0, n_inner)) * BLOCK_M
             limit = own_hi
             from_ = lo
@@ -270,8 +269,8 @@ def backward(
     delta = torch.empty_like(lse)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     strides = [s for x in (q, k, v, dout) for s in x.stride()[:2]]
-    tiling = dq_tiling(head_dim, q.dtype, q.device)
-    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, tiling.block)
+    cut = tiling("dq", head_dim, q.dtype, q.device)
+    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, cut.block)
     dq_kernel[(n_tiles, n_heads)](
         q,
         k,
@@ -290,13 +289,14 @@ def backward(
         scale,
         scale * LOG2_E,
         HEAD=head_dim,
-        PAD=tiling.pad,
-        BLOCK_M=tiling.block,
-        BLOCK_N=tiling.inner,
+        PAD=pad_of(head_dim),
+        BLOCK_M=cut.block,
+        BLOCK_N=cut.inner,
         FIELD=0 if cu_groups is None else PROMPT_FIELD,
         PRECISION=precision(),
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        HOIST=cut.hoist,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
     )
     dk, dv = _dkdv(dout, q, k, v, lse, delta, spans, cu_seqlens, cu_groups, scale)
     return dq, dk, dv
@@ -317,8 +317,8 @@ def _dkdv(
     """dk and dv; few keys are spread over programs by query head and summed in fp32."""
     n_tokens, n_heads, head_dim = q.shape
     n_kv_heads = k.shape[1]
-    tiling = dkdv_tiling(head_dim, q.dtype, q.device)
-    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, tiling.block)
+    cut = tiling("dkdv", head_dim, q.dtype, q.device)
+    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, cut.block)
     splits = head_splits(n_tiles * n_kv_heads, n_heads // n_kv_heads, q.device)
     shape = (splits, n_tokens, n_kv_heads, head_dim)
     dtype = q.dtype if splits == 1 else torch.float32
@@ -342,13 +342,15 @@ def _dkdv(
         scale,
         scale * LOG2_E,
         HEAD=head_dim,
-        PAD=tiling.pad,
-        BLOCK_M=tiling.inner,
-        BLOCK_N=tiling.block,
+        PAD=pad_of(head_dim),
+        BLOCK_M=cut.inner,
+        BLOCK_N=cut.block,
         FIELD=0 if cu_groups is None else COMPLETIONS_FIELD,
         PRECISION=precision(),
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        HOIST=cut.hoist,
+        MASKED_STAGES=cut.masked_stages,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
     )
     if splits == 1:
         return dk[0], dv[0]

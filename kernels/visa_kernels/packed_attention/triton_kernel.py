@@ -8,6 +8,9 @@ power of two.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +23,7 @@ from visa_kernels.packed_attention.triton_spans import (
     tile_bounds,
     tile_table,
 )
-from visa_kernels.packed_attention.triton_tiles import forward_tiling, precision
+from visa_kernels.packed_attention.triton_tiles import pad_of, precision, tiling
 
 LOG2_E = 1.4426950408889634
 PROMPT_FIELD = 2
@@ -148,8 +151,8 @@ def forward(
     if not n_tokens:
         return out, lse, torch.empty(4, 0, dtype=torch.int32, device=q.device)
     spans = intervals(cu_seqlens, n_tokens, causal, window)
-    tiling = forward_tiling(head_dim, q.dtype, q.device)
-    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, tiling.block)
+    cut = tiling("forward", head_dim, q.dtype, q.device)
+    tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, cut.block)
     forward_kernel[(n_tiles, n_heads)](
         q,
         k,
@@ -166,13 +169,13 @@ def forward(
         n_heads // k.shape[1],
         scale * LOG2_E,
         HEAD=head_dim,
-        PAD=tiling.pad,
-        BLOCK_M=tiling.block,
-        BLOCK_N=tiling.inner,
+        PAD=pad_of(head_dim),
+        BLOCK_M=cut.block,
+        BLOCK_N=cut.inner,
         FIELD=0 if cu_groups is None else PROMPT_FIELD,
         PRECISION=precision(),
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
     )
     return out, lse, spans
 
@@ -185,3 +188,10 @@ def tiles_of(
         return None, triton.cdiv(n_tokens, tile)
     tiles = tile_table(cu_seqlens, cu_groups, n_tokens, tile)
     return tiles, len(tiles)
+
+
+def compile_cases() -> Iterator[tuple[Any, ...]]:
+    """Real configurations of all kernels, for the compile gate."""
+    from visa_kernels.packed_attention.triton_cases import cases
+
+    return cases()

@@ -1,4 +1,7 @@
-"""Tile sizes of the Triton attention kernels by head size, type and architecture."""
+"""Tile sizes of the Triton attention kernels by head size, type and architecture.
+
+Chosen so that no kernel spills registers on any chip of the compile gate; not yet tuned on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,20 @@ class Tiling:
     block: int
     """Tokens that a program holds: queries in the forward and dq, keys in dkdv."""
     inner: int
-    """Tokens of one step of its loop."""
-    pad: int
-    """Head size rounded up to a power of two."""
+    """Tokens of one step of its loops."""
     warps: int
     stages: int
+    masked_stages: int = 1
+    """Of dkdv's loop over masked blocks; more need more registers."""
+    hoist: bool = True
+    """Whether what a loop does not change may be kept in registers instead of shared memory."""
+
+
+CHIPS = {"sm_80": ("sm_80",), "sm_90": ("sm_90", "sm_100"), "hip": ("gfx942",)}
+"""Rows of the table, and the chips of the compile gate that use them."""
+
+PADS = (16, 32, 64, 128, 256)
+"""Head sizes after padding."""
 
 
 def pad_of(head_dim: int) -> int:
@@ -32,56 +44,75 @@ def precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def forward_tiling(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tiling:
-    """Tiles of `forward_kernel`."""
-    return forward_table(pad_of(head_dim), dtype.itemsize, architecture(device))
+def tiling(kernel: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tiling:
+    """Tiles of a kernel, "forward", "dq" or "dkdv"."""
+    return table(kernel, pad_of(head_dim), dtype.itemsize, family(device), precision())
 
 
-def forward_table(pad: int, itemsize: int, arch: str) -> Tiling:
-    """One row of the table: padded head size, bytes of an element, architecture."""
+def table(kernel: str, pad: int, itemsize: int, chip: str, dot: str) -> Tiling:
+    """One entry: padded head size, bytes of an element, row of CHIPS, precision of fp32."""
     if itemsize == 4:
-        return Tiling(block=32, inner=32, pad=pad, warps=4, stages=2)
-    return Tiling(block=128, inner=64, pad=pad, warps=8 if pad > 64 else 4, stages=3)
+        return _in_fp32(kernel, pad, chip, dot)
+    if chip == "hip":
+        return _on_amd(kernel, pad)
+    if kernel == "forward":
+        if pad > 128:
+            return Tiling(block=64, inner=32, warps=8, stages=2)
+        return Tiling(block=128, inner=64, warps=8 if pad > 64 else 4, stages=3)
+    if kernel == "dq":
+        if pad > 128:
+            return Tiling(block=32, inner=32, warps=8, stages=2)
+        narrow = pad > 64 and chip == "sm_80"
+        return Tiling(block=64 if narrow else 128, inner=64, warps=8, stages=2)
+    if pad > 128:
+        return Tiling(block=32, inner=32, warps=8, stages=1, hoist=False)
+    if pad > 64:
+        return Tiling(block=64, inner=64, warps=8, stages=2, hoist=False)
+    if pad > 32 and chip == "sm_80":
+        return Tiling(block=128, inner=32, warps=8, stages=2, hoist=False)
+    return Tiling(block=128, inner=64, warps=8, stages=2, masked_stages=2, hoist=False)
+
+
+def _in_fp32(kernel: str, pad: int, chip: str, dot: str) -> Tiling:
+    """Products run without tensor cores, or with tf32: small tiles, nothing kept in registers."""
+    if pad > 128:
+        return Tiling(block=16, inner=16, warps=4, stages=1, hoist=False)
+    if kernel == "forward":
+        return Tiling(block=32, inner=32, warps=8, stages=1)
+    if kernel == "dkdv" and chip == "sm_80" and dot == "tf32":
+        return Tiling(block=16, inner=16, warps=4, stages=1, hoist=False)
+    return Tiling(block=32, inner=16, warps=8, stages=1, hoist=False)
+
+
+def _on_amd(kernel: str, pad: int) -> Tiling:
+    """64 KiB of shared memory."""
+    if kernel == "forward":
+        if pad > 64:
+            return Tiling(block=64, inner=32, warps=4, stages=1)
+        return Tiling(block=128, inner=64, warps=4, stages=2)
+    if kernel == "dq":
+        if pad > 128:
+            return Tiling(block=32, inner=16, warps=4, stages=1)
+        return Tiling(block=64, inner=32 if pad > 64 else 64, warps=4, stages=1)
+    if pad > 128:
+        return Tiling(block=32, inner=16, warps=4, stages=1, hoist=False)
+    return Tiling(block=64, inner=16 if pad > 64 else 32, warps=4, stages=1, hoist=False)
 
 
 @cache
-def architecture(device: torch.device) -> str:
-    """sm_80, sm_90 ..., hip, or cpu (the interpreter)."""
+def family(device: torch.device) -> str:
+    """Row of CHIPS; chips with little shared memory, and the interpreter, take that of sm_80."""
     if device.type != "cuda":
-        return "cpu"
+        return "sm_80"
     if torch.version.hip:
         return "hip"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
-def dq_tiling(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tiling:
-    """Tiles of `dq_kernel`."""
-    return dq_table(pad_of(head_dim), dtype.itemsize, architecture(device))
-
-
-def dq_table(pad: int, itemsize: int, arch: str) -> Tiling:
-    """As `forward_table`."""
-    if itemsize == 4:
-        return Tiling(block=32, inner=32, pad=pad, warps=4, stages=2)
-    return Tiling(block=128, inner=64, pad=pad, warps=8 if pad > 64 else 4, stages=2)
-
-
-def dkdv_tiling(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tiling:
-    """Tiles of `dkdv_kernel`."""
-    return dkdv_table(pad_of(head_dim), dtype.itemsize, architecture(device))
-
-
-def dkdv_table(pad: int, itemsize: int, arch: str) -> Tiling:
-    """As `forward_table`."""
-    if itemsize == 4:
-        return Tiling(block=32, inner=32, pad=pad, warps=4, stages=2)
-    return Tiling(block=128, inner=64, pad=pad, warps=8, stages=2)
+    major, _ = torch.cuda.get_device_capability(device)
+    return "sm_90" if major in (9, 10, 11) else "sm_80"
 
 
 def head_splits(programs: int, heads_per_kv: int, device: torch.device) -> int:
     """Programs that share a key head's query heads: a divisor, doubled until two waves are full."""
-    wanted = 2 * (multiprocessors(device) if device.type == "cuda" else 1)
+    wanted = 2 * multiprocessors(device) if device.type == "cuda" else 1
     splits = 1
     while programs * splits < wanted and heads_per_kv % (2 * splits) == 0:
         splits *= 2

@@ -65,6 +65,7 @@ def _kernel(name: str) -> Callable[..., Tensor]:
 backends.register(
     "shared_prefix_attention",
     backends.triton_backend(_kernel("triton")),
+    backends.cpu_backend(_kernel("cpu")),
     backends.Backend(
         name="sdpa", function=_kernel("sdpa"), devices=("cpu",), dtypes=backends.KERNEL_DTYPES
     ),
