@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ operations of visa_kernels";
   visa::register_isa(m);
   visa::register_dedupe(m);
+  visa::register_grpo_loss(m);
   visa::register_linear_head(m);
   visa::register_packed_attention(m);
   visa::register_packing(m);

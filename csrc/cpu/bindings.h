@@ -17,6 +17,7 @@ inline T* pointer(std::uintptr_t address) {
 
 void register_isa(pybind11::module_& m);
 void register_dedupe(pybind11::module_& m);
+void register_grpo_loss(pybind11::module_& m);
 void register_linear_head(pybind11::module_& m);
 void register_packed_attention(pybind11::module_& m);
 void register_packing(pybind11::module_& m);

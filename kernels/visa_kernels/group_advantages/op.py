@@ -74,6 +74,7 @@ def _reference(
 
 backends.register(
     "group_advantages",
-    backends.triton_backend(partial(torch_op.run, backend="triton")),
+    backends.cpu_backend(partial(torch_op.run, backend="cpu"), dtypes=None),
+    backends.triton_backend(partial(torch_op.run, backend="triton"), dtypes=None),
     backends.Backend(name="reference", function=_reference),
 )

@@ -215,6 +215,7 @@ def _reference(
 
 backends.register(
     "grpo_loss",
+    backends.cpu_backend(partial(torch_op.run, backend="cpu")),
     backends.triton_backend(partial(torch_op.run, backend="triton")),
     backends.Backend(name="reference", function=_reference),
 )
