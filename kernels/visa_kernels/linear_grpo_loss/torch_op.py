@@ -170,7 +170,7 @@ def _scale(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     factor = gradient / scale
     wanted = ctx.needs_input_grad[1:4]
     ready = [
-        scaled(x, factor) if want and x.numel() else None
+        scaled(x, factor) if want and x.shape != (0,) else None
         for x, want in zip(known, wanted, strict=True)
     ]
     return None, *ready, *[None] * 5
