@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tests.ops.attention import Problem, Sees, by_hand, by_op, check_budget, mask_of, problem
 from tests.ops.backends import each_backend, skip_bf16_dot
+from visa_kernels import backend as backends
 from visa_kernels import packed_attention
+from visa_kernels.packed_attention import varlen
 from visa_kernels.packed_attention.torch_op import FORWARD
 
 LENGTHS = (5, 0, 1, 67, 130, 0)
@@ -212,3 +214,116 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.function(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [1, 20, 64])
+def test_every_instruction_set(isa: str, head_dim: int, dtype: torch.dtype) -> None:
+    if isa == "none":
+        pytest.skip("the extension is missing")
+    p = problem(sum(LENGTHS), 4, 2, head_dim, dtype)
+    got = run(p, LENGTHS, "cpu", "cpu", window=70)
+    check_budget(got, p, mask_of(sum(LENGTHS), rule(LENGTHS, window=70)))
+
+
+def test_threads_change_nothing() -> None:
+    if backends.why_no_extension() is not None:
+        pytest.skip("the extension is missing")
+    p = problem(sum(LENGTHS), 4, 2, 16)
+    one = run(p, LENGTHS, "cpu", "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        several = run(p, LENGTHS, "cpu", "cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, several, strict=True))
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_query_heads_over_several_programs(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where keys are few, dk and dv are summed from shares of the query heads."""
+    if backends.why_no_triton() is not None or torch.cuda.is_available():
+        pytest.skip("needs triton's interpreter")
+    from visa_kernels.packed_attention import triton_backward
+
+    monkeypatch.setattr(triton_backward, "head_splits", lambda *_: splits)
+    lengths = (20, 13)
+    p = problem(33, 8, 2, 16)
+    check_budget(run(p, lengths, "triton", "cpu"), p, mask_of(33, rule(lengths)))
+
+
+class TestChoice:
+    """What runs where nothing is asked for."""
+
+    def test_on_a_gpu_by_what_torch_takes(self) -> None:
+        half = torch.zeros(1, 1, 64, dtype=torch.bfloat16)
+        assert varlen.why_not(half, 10) is None
+        assert "max_seqlen" in varlen.why_not(half, None)
+        assert "multiples of 8" in varlen.why_not(half[..., :20], 10)
+        assert "float32" in varlen.why_not(half.float(), 10)
+
+    def test_float64_goes_to_the_reference(self, caplog: pytest.LogCaptureFixture) -> None:
+        x, cu = torch.zeros(2, 1, 8), bounds((2,))
+        with pytest.raises(backends.BackendError, match="takes float32, bfloat16, float16, not"):
+            packed_attention(x.double(), x.double(), x.double(), cu, backend="sdpa")
+        assert packed_attention(x.double(), x.double(), x.double(), cu).dtype == torch.float64
+
+    def test_varlen_is_left_out_for_one_call_and_refused_by_name(self) -> None:
+        chosen = backends.choose("packed_attention", "cuda", dtype=torch.float16)
+        without = backends.choose(
+            "packed_attention", "cuda", dtype=torch.float16, leave_out="varlen"
+        )
+        assert chosen is varlen.packed_attention and without is not chosen
+        asked = backends.choose("packed_attention", "cuda", "varlen", leave_out="varlen")
+        with pytest.raises(ValueError, match="cannot run this call: it must be told max_seqlen"):
+            asked(*[torch.zeros(2, 1, 8).half()] * 3, bounds((2,)), False, -1, 1.0, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "varlen"])
+def test_nothing_is_read_back(backend: str) -> None:
+    p = problem(300, 4, 2, 64, torch.bfloat16)
+    q, k, v = p.on("cuda")
+    cu, dout = bounds((100, 0, 200)).cuda(), p.dout.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = packed_attention(q, k, v, cu, max_seqlen=200, backend=backend)
+        torch.autograd.grad(out, (q, k, v), dout)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 64])
+def test_long_sequences_on_a_gpu(window: int | None) -> None:
+    """Many tiles, bf16, against the reference in float64 on the GPU."""
+    lengths = (1800, 17, 0, 700, 1)
+    p = problem(sum(lengths), 8, 2, 128, torch.bfloat16)
+    q, k, v = p.on("cuda")
+    cu, dout = bounds(lengths).cuda(), p.dout.cuda()
+    out = packed_attention(q, k, v, cu, window=window, scale=p.scale, backend="triton")
+    grads = torch.autograd.grad(out, (q, k, v), dout)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    wanted = packed_attention(*exact, cu, window=window, scale=p.scale)
+    wanted_grads = torch.autograd.grad(wanted, exact, dout.double())
+    for have, want in zip((out, *grads), (wanted, *wanted_grads), strict=True):
+        error = (have.double() - want).norm() / want.norm()
+        assert error < 1e-2, error
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements() -> None:
+    """The last sequence is as right as it is alone."""
+    length, head_dim = 64, 128
+    count = 2**31 // (length * head_dim) + 2
+    x = torch.randn(count * length, 1, head_dim, device="cuda", dtype=torch.bfloat16)
+    x.requires_grad_()
+    cu = torch.arange(count + 1, device="cuda", dtype=torch.int32) * length
+    out = packed_attention(x, x, x, cu, backend="triton")
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    last = x[-length:].detach().requires_grad_()
+    alone = packed_attention(last, last, last, cu[:2], backend="triton")
+    (alone_grad,) = torch.autograd.grad(alone, last, torch.ones_like(alone))
+    torch.testing.assert_close(out[-length:], alone)
+    torch.testing.assert_close(grad[-length:], alone_grad)

@@ -139,3 +139,40 @@ def test_gradients_of_the_reference() -> None:
     q, k, v = (torch.randn(8, h, 3, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1))
     op = partial(shared_prefix_attention, cu_seqlens=layout.cu_seqlens, cu_groups=layout.cu_groups)
     assert torch.autograd.gradcheck(op, (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    if isa == "none":
+        pytest.skip("the extension is missing")
+    layout = layout_of(PROMPTS, COMPLETIONS)
+    p = problem(len(layout.position_ids), 2, 1, 32, dtype)
+    got = by_op(p, op_for(layout, "cpu", "cpu", p.scale), "cpu")
+    check_budget(got, p, mask_of(len(p.q), rule(PROMPTS, COMPLETIONS)))
+
+
+@pytest.mark.gpu
+def test_large_groups_on_a_gpu() -> None:
+    """A 512-token prompt and 8 completions of 256, twice, in bf16, without a read-back; the
+    gradients are the same on every run.
+    """
+    layout = layout_of((512, 300), ((256,) * 8, (100, 700, 1))).to("cuda")
+    p = problem(len(layout.position_ids), 8, 2, 128, torch.bfloat16)
+    q, k, v = p.on("cuda")
+    op = op_for(layout, "triton", "cuda", p.scale)
+    dout = p.dout.cuda()
+    op(q, k, v)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = op(q, k, v)
+        grads = torch.autograd.grad(out, (q, k, v), dout)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    again = torch.autograd.grad(op(q, k, v), (q, k, v), dout)
+    assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    wanted = op_for(layout, "reference", "cuda", p.scale)(*exact)
+    wanted_grads = torch.autograd.grad(wanted, exact, dout.double())
+    for have, want in zip((out, *grads), (wanted, *wanted_grads), strict=True):
+        error = (have.double() - want).norm() / want.norm()
+        assert error < 1e-2, error

@@ -74,12 +74,16 @@ def table(kernel: str, pad: int, itemsize: int, chip: str, dot: str) -> Tiling:
 
 
 def _in_fp32(kernel: str, pad: int, chip: str, dot: str) -> Tiling:
-    """Products run without tensor cores, or with tf32: small tiles, nothing kept in registers."""
+    """Products run without tensor cores, or with tf32: small tiles, little kept in registers."""
     if pad > 128:
+        if kernel == "dkdv" and chip != "hip":
+            return Tiling(block=32, inner=16, warps=8, stages=1)
         return Tiling(block=16, inner=16, warps=4, stages=1, hoist=False)
     if kernel == "forward":
         return Tiling(block=32, inner=32, warps=8, stages=1)
-    if kernel == "dkdv" and chip == "sm_80" and dot == "tf32":
+    if kernel == "dkdv" and chip == "sm_80":
+        if dot == "ieee":
+            return Tiling(block=16, inner=32, warps=8, stages=1, hoist=False)
         return Tiling(block=16, inner=16, warps=4, stages=1, hoist=False)
     return Tiling(block=32, inner=16, warps=8, stages=1, hoist=False)
 
