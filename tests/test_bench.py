@@ -22,6 +22,7 @@ from bench import (
     gpu,
     measure,
     memory,
+    peers,
     plot,
     profile,
     registry,
@@ -32,6 +33,7 @@ from bench import run as runner
 
 Provider = Callable[[dict[str, Any]], Any]
 copy_bandwidth = runner.copy_bandwidth
+peers.attach()
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +274,23 @@ def test_inputs_are_prepared_once_and_providers_are_added(
 
 def test_copy_bandwidth_is_that_of_a_copy() -> None:
     assert 1e8 < copy_bandwidth("cpu") < 1e13
+
+
+def test_absent_peers_are_named_with_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each peer stands in its op, with the package that its version is looked up by."""
+    from bench.peers import installed
+
+    assert {"trl", "liger"} <= set(registry.ops(("linear_grpo_loss",))[0].providers)
+    for op in registry.ops():
+        assert set(op.versions) <= set(op.why_not)
+
+    def missing(name: str) -> str:
+        raise installed.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed.importlib.metadata, "version", missing)
+    why_not = installed.why_not.__wrapped__
+    assert why_not("trl") == "trl is absent; `make bench-deps` installs it"
+    assert why_not("verl") == "verl is absent"
 
 
 def test_names_are_checked(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def why_not(package: str, *modules: str) -> str | None:
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return f"{package} is absent; `make bench-deps` installs the peers"
+        how = "; `make bench-deps` installs it" if package in WANTED else ""
+        return f"{package} is absent{how}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -37,14 +38,3 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def absent() -> list[str]:
-    """Peers worth comparing with that are not installed, with what they would be compared on."""
-    known = {
-        LIGER: "fused linear GRPO, chunked torch and Triton",
-        TRL: "chunked Triton head, GRPO loss, packing",
-        CUT: "Apple's fused linear cross entropy: log-probabilities alone",
-        VERL: "fused linear log-probabilities and entropy, Triton",
-    }
-    return [f"{name} ({what})" for name, what in known.items() if version(name) is None]
