@@ -56,17 +56,19 @@ enum SemanticKind { kGeometric, kMin, kPublished };
 enum Scale { kGroupScale, kBatchScale, kNoScale };
 
 struct RewardSettings {
-  float limit, w_val, w_sem, gate, neutral_norm, distance_weight, floor;
+  float limit, w_val, w_sem, gate, neutral_norm, distance_weight, floor, instead;
 };
 
 VISA_SHARED RewardSettings settings_of(const RewardJob& job) {
+  const float floor = job.form == kProduct ? 0.0f : -static_cast<float>(job.w_val);
   return {static_cast<float>(job.limit),
           static_cast<float>(job.w_val),
           static_cast<float>(job.w_sem),
           static_cast<float>(job.gate),
           static_cast<float>(job.neutral_norm),
           static_cast<float>(job.distance_weight),
-          job.form == kProduct ? 0.0f : -static_cast<float>(job.w_val)};
+          floor,
+          job.replace ? floor : NAN};
 }
 
 // What the loop over the value dimensions leaves.
@@ -75,7 +77,7 @@ struct ValueSums {
 };
 
 struct RewardOfRow {
-  float reward, cosine, l2, semantic;
+  float reward, cosine, l2;
   int bits;
 };
 
@@ -98,58 +100,64 @@ VISA_SHARED void add_dimension(ValueSums& sums, float v, float t) {
 
 // Cosine where either vector may have no direction: 0 against one that has, else 1.
 VISA_SHARED float guarded(float cosine, bool none, bool target_none) {
-  const float neither = none && target_none ? 1.0f : 0.0f;
-  return none || target_none ? neither : cosine;
+  const float neither = none & target_none ? 1.0f : 0.0f;
+  return none | target_none ? neither : cosine;
 }
 
-VISA_SHARED float semantic_of(float fwd, float bwd, std::int64_t kind) {
+template <int kind>
+VISA_SHARED float semantic_of(float fwd, float bwd) {
+  if (kind == kMin) return fwd < bwd ? fwd : bwd;
+  if (kind == kPublished) return (2.0f * fwd + bwd) / 3.0f;
   const float both = fwd * bwd;
-  const float geometric = sqrtf(both < 0.0f ? 0.0f : both);
-  const float least = fwd < bwd ? fwd : bwd;
-  const float published = (2.0f * fwd + bwd) / 3.0f;
-  return kind == kGeometric ? geometric : kind == kMin ? least : published;
+  return sqrtf(both < 0.0f ? 0.0f : both);
 }
 
-// `power` is (x, exponent) -> x ** exponent for x >= 0; it runs for the product form alone.
-template <class Power>
-VISA_SHARED RewardOfRow reward_of_row(const ValueSums& sums, float fwd, float bwd, float penalty,
-                                      bool worst, const RewardJob& job,
-                                      const RewardSettings& by, const Power& power) {
-  const float norm = sqrtf(sums.norm2), target_norm = sqrtf(sums.target2);
+struct RowInputs {
+  ValueSums sums;
+  float fwd, bwd, semantic, penalty;
+  bool worst;
+};
+
+// `power` is (x, exponent) -> x ** exponent for x >= 0; it runs for the product form alone. The form
+// is a template argument, so that no branch stands in the way of vector code.
+template <int form, class Power>
+VISA_SHARED RewardOfRow reward_of_row(const RowInputs& in, const RewardSettings& by,
+                                      const Power& power) {
+  const float norm = sqrtf(in.sums.norm2), target_norm = sqrtf(in.sums.target2);
   const bool none = norm <= 1e-8f, target_none = target_norm <= 1e-8f;
-  const float raw = sums.dot / (norm * target_norm);
-  const float cosine = clamped(raw, 1.0f);
-  const float paid = guarded(cosine, none || norm < by.neutral_norm, target_none);
-  RewardOfRow out;
-  out.cosine = guarded(cosine, none, target_none);
-  out.l2 = sqrtf(sums.distance2);
-  out.semantic = semantic_of(fwd, bwd, job.consistency);
-  if (job.form == kProduct) {
-    out.reward = power((1.0f + paid) / 2.0f, by.w_val) * power(out.semantic, by.w_sem);
+  const float cosine = clamped(in.sums.dot / (norm * target_norm), 1.0f);
+  const float paid = guarded(cosine, none | (norm < by.neutral_norm), target_none);
+  const float l2 = sqrtf(in.sums.distance2);
+  float reward;
+  if (form == kProduct) {
+    reward = power((1.0f + paid) / 2.0f, by.w_val) * power(in.semantic, by.w_sem);
   } else {
-    const bool shut = job.form == kGated && !(out.semantic >= by.gate);
-    out.reward = by.w_val * (shut ? -1.0f : paid) + by.w_sem * out.semantic;
+    const bool shut = form == kGated && !(in.semantic >= by.gate);
+    reward = by.w_val * (shut ? -1.0f : paid) + by.w_sem * in.semantic;
   }
-  out.reward = out.reward - by.distance_weight * out.l2 - penalty;
-  out.reward = out.reward < by.floor ? by.floor : out.reward;
-  out.reward = worst ? by.floor : out.reward;
-  out.bits = (is_finite(norm) ? 0 : 1) + (is_finite(fwd) ? 0 : 2) + (is_finite(bwd) ? 0 : 4) +
-             (is_finite(target_norm) ? 0 : 8) + (is_finite(penalty) ? 0 : 16);
-  out.bits = out.bits == 0 && !is_finite(out.reward) ? 32 : out.bits;
-  const float instead = job.replace ? by.floor : NAN;
-  out.reward = out.bits != 0 ? instead : out.reward;
-  return out;
+  reward = reward - by.distance_weight * l2 - in.penalty;
+  reward = reward < by.floor ? by.floor : reward;
+  reward = in.worst ? by.floor : reward;
+  int bits = is_finite(norm) ? 0 : 1;
+  bits += is_finite(in.fwd) ? 0 : 2;
+  bits += is_finite(in.bwd) ? 0 : 4;
+  bits += is_finite(target_norm) ? 0 : 8;
+  bits += is_finite(in.penalty) ? 0 : 16;
+  const int overflow = is_finite(reward) ? 0 : 32;
+  bits = bits == 0 ? overflow : bits;
+  reward = bits == 0 ? reward : by.instead;
+  return {reward, guarded(cosine, none, target_none), l2, bits};
 }
 
-VISA_SHARED void write_row(const RewardJob& job, std::int64_t b, const RewardOfRow& row, float fwd,
-                           float bwd) {
+VISA_SHARED void write_row(const RewardJob& job, std::int64_t b, const RowInputs& in,
+                           const RewardOfRow& row) {
   float* at = job.scores + b;
   at[kReward * job.rows] = row.reward;
   at[kCosine * job.rows] = row.cosine;
   at[kL2 * job.rows] = row.l2;
-  at[kFwd * job.rows] = fwd;
-  at[kBwd * job.rows] = bwd;
-  at[kSemantic * job.rows] = row.semantic;
+  at[kFwd * job.rows] = in.fwd;
+  at[kBwd * job.rows] = in.bwd;
+  at[kSemantic * job.rows] = in.semantic;
   job.bits[b] = static_cast<std::uint8_t>(row.bits);
 }
 

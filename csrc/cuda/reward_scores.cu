@@ -61,14 +61,28 @@ __device__ float entailment(const Direction& way, std::int64_t label, std::int64
   return from_pieces(way, b, [&](std::int64_t row) { return probability(way, label, row); });
 }
 
+__device__ float semantic_term(std::int64_t kind, float fwd, float bwd) {
+  if (kind == kMin) return semantic_of<kMin>(fwd, bwd);
+  if (kind == kPublished) return semantic_of<kPublished>(fwd, bwd);
+  return semantic_of<kGeometric>(fwd, bwd);
+}
+
+__device__ RewardOfRow reward_of(const RowInputs& in, const RewardSettings& by, std::int64_t form) {
+  if (form == kProduct) return reward_of_row<kProduct>(in, by, Power{});
+  if (form == kGated) return reward_of_row<kGated>(in, by, Power{});
+  return reward_of_row<kSum>(in, by, Power{});
+}
+
 __device__ float score_row(const RewardJob& job, const RewardSettings& by, std::int64_t b) {
-  const ValueSums sums = value_sums(job, by, b);
-  const float fwd = entailment(forward_of(job), job.label, b);
-  const float bwd = entailment(backward_of(job), job.label, b);
-  const float penalty = job.penalty != nullptr ? job.penalty[b] : 0.0f;
-  const bool worst = job.worst != nullptr && job.worst[b] != 0;
-  const RewardOfRow row = reward_of_row(sums, fwd, bwd, penalty, worst, job, by, Power{});
-  write_row(job, b, row, fwd, bwd);
+  RowInputs in;
+  in.sums = value_sums(job, by, b);
+  in.fwd = entailment(forward_of(job), job.label, b);
+  in.bwd = entailment(backward_of(job), job.label, b);
+  in.semantic = semantic_term(job.consistency, in.fwd, in.bwd);
+  in.penalty = job.penalty != nullptr ? job.penalty[b] : 0.0f;
+  in.worst = job.worst != nullptr && job.worst[b] != 0;
+  const RewardOfRow row = reward_of(in, by, job.form);
+  write_row(job, b, in, row);
   return row.reward;
 }
 

@@ -11,86 +11,11 @@ import pytest
 import torch
 
 from tests.ops.backends import each_backend
-from visa_kernels import NON_FINITE, Pieces, RewardScores, reward_scores
+from tests.ops.reward_rows import RAGGED, SCORES, advantage_by_hand, batch, by_hand, run
+from visa_kernels import NON_FINITE, Pieces, reward_scores
 from visa_kernels.backend import BackendError
 
 on_each = each_backend("reward_scores")
-SCORES = ("reward", "cosine", "l2", "fwd", "bwd", "semantic")
-
-
-def softmax(row: np.ndarray) -> np.ndarray:
-    weights = np.exp(row - row.max())
-    return weights / weights.sum()
-
-
-def cosine(v: np.ndarray, t: np.ndarray) -> float:
-    zero = [np.linalg.norm(x) <= 1e-8 for x in (v, t)]
-    if any(zero):
-        return float(all(zero))
-    return float(np.clip(v @ t / np.linalg.norm(v) / np.linalg.norm(t), -1, 1))
-
-
-def by_hand(inputs: dict[str, Any], b: int) -> dict[str, float]:
-    """One row in float64, formulas written out from the docstring."""
-    get = {"limit": 1.0, "w_val": 1.0, "w_sem": 1.0, "gate": 0.5, "neutral_norm": 0.0} | inputs
-    v, t = (get[name][b].double().numpy() for name in ("values", "targets"))
-    if get.get("activation") == "tanh":
-        v = get["limit"] * np.tanh(v)
-    if get.get("activation") == "clamp":
-        v = np.clip(v, -get["limit"], get["limit"])
-    f, w = (float(softmax(get[name][b].double().numpy())[1]) for name in ("fwd", "bwd"))
-    kind = get.get("consistency", "geometric")
-    semantic = {"geometric": math.sqrt(f * w), "min": min(f, w), "published": (2 * f + w) / 3}[kind]
-    paid = cosine(v * (np.linalg.norm(v) >= get["neutral_norm"]), t)
-    form = get.get("form", "sum")
-    if form == "product":
-        reward = ((1 + paid) / 2) ** get["w_val"] * semantic ** get["w_sem"]
-    else:
-        paid = paid if form == "sum" or semantic >= get["gate"] else -1.0
-        reward = get["w_val"] * paid + get["w_sem"] * semantic
-    l2 = float(np.linalg.norm(v - t))
-    floor = 0.0 if form == "product" else -get["w_val"]
-    reward -= get.get("distance_weight", 0.0) * l2 + float(get["penalty"][b])
-    reward = floor if get["worst"][b] else max(reward, floor)
-    return dict(reward=reward, cosine=cosine(v, t), l2=l2, fwd=f, bwd=w, semantic=semantic)
-
-
-def advantage_by_hand(rewards: np.ndarray, groups: np.ndarray, scale: str, eps: float = 1e-4):
-    """(r - mean) / (std + eps) row by row, in float64, from the rewards that were returned."""
-    out = np.zeros(len(rewards))
-    for row, group in enumerate(groups):
-        own = rewards[groups == group]
-        std = own.std(ddof=1) if len(own) > 1 else 0.0
-        std = rewards.std(ddof=1) if scale == "batch" else std
-        out[row] = (rewards[row] - own.mean()) / (1.0 if scale == "none" else std + eps)
-    return out
-
-
-def batch(rows: int, dims: int = 10, labels: int = 3) -> dict[str, Any]:
-    """Random rows, among them zero values, zero targets, both, whispers, and texts set to worst."""
-    values, targets = torch.randn(rows, dims), torch.randn(rows, dims)
-    values[1::7], targets[2::7], values[3::14] = 0.0, 0.0, values[3::14] * 0.02
-    targets[1::14] = 0.0
-    return {
-        "values": values,
-        "targets": targets,
-        "fwd": torch.randn(rows, labels) * 3,
-        "bwd": torch.randn(rows, labels) * 3,
-        "entailment": 1,
-        "penalty": torch.rand(rows) * 0.2,
-        "worst": torch.rand(rows) < 0.1,
-    }
-
-
-def run(inputs: dict[str, Any], backend: str, device: str, **options: Any) -> RewardScores:
-    def moved(x: Any) -> Any:
-        if isinstance(x, Pieces):
-            return Pieces(*(moved(part) for part in x))
-        return x.to(device) if isinstance(x, torch.Tensor) else x
-
-    every = {name: moved(x) for name, x in (inputs | options).items()}
-    found = reward_scores(**every, backend=backend)
-    return RewardScores(*(None if x is None else x.cpu() for x in found))
 
 
 FORMS = list(itertools.product(("sum", "product", "gated"), ("geometric", "min", "published")))
@@ -139,14 +64,6 @@ def test_shapes_types_and_strides(
     for name in SCORES:
         wanted = [row[name] for row in expected]
         np.testing.assert_allclose(getattr(got, name), wanted, rtol=3e-6, atol=1e-6, err_msg=name)
-
-
-RAGGED = {
-    "size": dict(group_size=10),
-    "long": dict(group_size=60),
-    "ends": dict(cu_groups=torch.tensor([0, 1, 1, 7, 47, 60])),
-    "ids": dict(group_ids=torch.tensor([7, -3, 40, 7, 7, 2] * 10)),
-}
 
 
 @on_each
@@ -223,6 +140,18 @@ def test_pieces(backend: str, device: str, probabilities: bool) -> None:
     inputs["fwd"] = scores.clone().index_fill_(0, torch.tensor([3]), math.nan)
     got = run(inputs, backend, device, fwd_pieces=pieces, bwd_pieces=straight)
     assert got.non_finite.tolist() == [NON_FINITE["fwd"], 0, 0, 0]
+
+
+@pytest.mark.parametrize("form", ["sum", "product", "gated"])
+def test_every_instruction_set(isa: str, form: str) -> None:
+    """Rows, labels and dimensions past a tile of 16, and past a whole number of tiles."""
+    if isa == "none":
+        pytest.skip("the extension is missing")
+    inputs = batch(50, 35, 21) | {"form": form, "activation": "tanh", "w_val": 1.3}
+    got = run(inputs, "cpu", "cpu")
+    for name in SCORES:
+        wanted = [by_hand(inputs, b)[name] for b in range(50)]
+        np.testing.assert_allclose(getattr(got, name), wanted, rtol=4e-6, atol=1e-6, err_msg=name)
 
 
 @on_each
@@ -384,128 +313,3 @@ def test_it_equals_the_reward_model_of_visa_core(
         )
     torch.testing.assert_close(got.fwd, wanted.consistency.fwd)
     torch.testing.assert_close(got.bwd, wanted.consistency.bwd)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"form": "mean"}, "form must be one of sum, product, gated, got 'mean'"),
-        ({"scale": "std"}, "scale must be one of"),
-        ({"values": torch.zeros(8, 4)}, r"must be \[B, K\], got \(8, 4\) and \(8, 10\)"),
-        ({"values": torch.zeros(5, 10)}, "5 rows of values for 8 targets: give value_rows"),
-        ({"values": torch.zeros(8, 10).long()}, "values must be floating point"),
-        ({"fwd": torch.zeros(5, 3)}, "fwd has 5 rows for 8 targets: give fwd_pieces"),
-        ({"bwd": torch.zeros(8, 3, 1)}, "bwd must be probabilities"),
-        ({"worst": torch.zeros(8, dtype=torch.bool, device="meta")}, "worst is on meta, but"),
-        ({"entailment": 3}, "entailment is column 3 of fwd, which has 3"),
-        ({"penalty": torch.zeros(3)}, r"penalty must be \[8\]"),
-        ({"worst": torch.zeros(8)}, "worst must be bool"),
-        ({"group_size": 3}, "8 completions are no multiple of group_size 3"),
-        ({"group_size": 2, "group_ids": torch.zeros(8)}, "give one of group_size"),
-        ({"group_ids": torch.zeros(3)}, r"group_ids must be \[8\]"),
-        ({"cu_groups": torch.tensor([0, 5])}, "cu_groups must rise from 0 to 8"),
-        ({"cu_groups": torch.tensor([0, 5, 4, 8])}, "cu_groups must not fall"),
-        ({"value_rows": torch.arange(1, 9)}, r"value_rows must lie in -1 \.\. 7, got 1 \.\. 8"),
-        (
-            {"fwd_pieces": Pieces(torch.arange(4), torch.arange(9))},
-            r"fwd_pieces.sentences must be \[9\]",
-        ),
-        (
-            {"fwd_pieces": Pieces(torch.arange(9), torch.arange(9) + 1)},
-            "fwd_pieces.chunks must rise from 0 to 8",
-        ),
-        (
-            {"bwd_pieces": Pieces(torch.arange(9), torch.arange(9), torch.arange(8) + 2)},
-            "bwd_pieces.rows must lie in",
-        ),
-    ],
-)
-def test_bad_arguments(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        reward_scores(**(batch(8) | change))
-
-
-@on_each
-def test_registered_as_a_torch_op(backend: str, device: str) -> None:
-    """opcheck, one compiled graph, and an exported program that keeps the op."""
-    if backend == "reference":
-        pytest.skip("the reference is traced through, it is no op of its own")
-    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch(12).items()}
-    tensors = [inputs.pop(name) for name in ("values", "targets", "fwd", "bwd")]
-
-    def score(*tensors: torch.Tensor) -> RewardScores:
-        return reward_scores(*tensors, **inputs, group_size=4, backend=backend)
-
-    plain = score(*tensors)
-    torch.compiler.reset()
-    compiled = torch.compile(score, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(tuple(compiled(*tensors)), tuple(plain))
-
-    class Module(torch.nn.Module):
-        def forward(self, *tensors: torch.Tensor) -> RewardScores:
-            return score(*tensors)
-
-    program = torch.export.export(Module(), tuple(tensors))
-    assert "visa_kernels.reward_scores" in str(program.graph)
-    torch.testing.assert_close(tuple(program.module()(*tensors)), tuple(plain))
-
-
-@on_each
-def test_opcheck(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("the reference is traced through, it is no op of its own")
-    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch(6).items()}
-    named = dict(
-        inputs, value_rows=None, cu_groups=None, order=None, group_size=3, activation="clamp",
-        limit=1.0, form="sum", consistency="min", w_val=1.0, w_sem=1.0, gate=0.5, neutral_norm=0.1,
-        distance_weight=0.1, non_finite="nan", scale="group", eps=1e-4, backend=backend,
-        **{f"{way}_{part}": None for way in ("fwd", "bwd") for part in Pieces._fields},
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.visa_kernels.reward_scores.default, (), named)
-
-
-@pytest.mark.parametrize("kind", RAGGED)
-def test_reference_in_one_compiled_graph(kind: str) -> None:
-    inputs = batch(60)
-    torch.compiler.reset()
-    compiled = torch.compile(reward_scores, backend="aot_eager", fullgraph=True)
-    options = inputs | RAGGED[kind] | {"backend": "reference"}
-    torch.testing.assert_close(tuple(compiled(**options)), tuple(reward_scores(**options)))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-@pytest.mark.parametrize("scale", ["group", "batch"])
-def test_without_a_sync_and_in_a_graph(backend: str, scale: str) -> None:
-    """4,096 completions: no read-back, and a replayed graph gives the same scores as a call."""
-    inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch(4096).items()}
-
-    def score() -> RewardScores:
-        return reward_scores(**inputs, group_size=8, scale=scale, backend=backend)
-
-    plain = score()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        score()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = score()
-    for _ in range(3):
-        graph.replay()
-        torch.testing.assert_close(tuple(replayed), tuple(plain), rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_offsets_past_two_to_the_31(backend: str) -> None:
-    rows, dims = 4100, 2**19 + 8
-    values = torch.zeros(rows, dims, dtype=torch.bfloat16, device="cuda")
-    narrow = batch(rows)
-    values[:, :10] = narrow["values"]
-    inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in narrow.items()}
-    got = reward_scores(**(inputs | {"values": values[:, :10]}), group_size=4, backend=backend)
-    same = inputs | {"values": values[:, :10].clone()}
-    wanted = reward_scores(**same, group_size=4, backend=backend)
-    torch.testing.assert_close(tuple(got), tuple(wanted), rtol=0, atol=0)

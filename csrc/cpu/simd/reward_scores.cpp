@@ -11,6 +11,7 @@ namespace VISA_ISA_NAMESPACE {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kColumns = 16;  // of a tile
 constexpr std::int64_t kLeastRows = 512;  // of a thread
 
 struct Power {
@@ -21,25 +22,27 @@ struct Power {
   }
 };
 
-// out[lane] = table[at[lane] + offset], 0 where at[lane] is negative.
+// out[column][lane] = table[at[lane] + first + column], 0 where at[lane] is negative. One element at
+// a time: gathers are slower than that on many processors.
 template <class T>
-VISA_INLINE void gather(const void* table, const std::int64_t* at, std::int64_t offset,
-                        float* VISA_RESTRICT out) {
-  const T* from = static_cast<const T*>(table);
-#pragma omp simd
+VISA_INLINE void transpose(const void* table, const std::int64_t* at, std::int64_t first,
+                           int columns, float (*VISA_RESTRICT out)[kLanes]) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    out[lane] = at[lane] < 0 ? 0.0f : load(from[at[lane] + offset]);
+    const T* from = static_cast<const T*>(table) + (at[lane] < 0 ? 0 : at[lane] + first);
+    for (int column = 0; column < columns; ++column) {
+      out[column][lane] = at[lane] < 0 ? 0.0f : load(from[column]);
+    }
   }
 }
 
-VISA_INLINE void gather_any(const void* table, std::int64_t type, const std::int64_t* at,
-                            std::int64_t offset, float* VISA_RESTRICT out) {
+VISA_INLINE void transpose_any(const void* table, std::int64_t type, const std::int64_t* at,
+                               std::int64_t first, int columns, float (*out)[kLanes]) {
   if (type == 0) {
-    gather<float>(table, at, offset, out);
+    transpose<float>(table, at, first, columns, out);
   } else if (type == 1) {
-    gather<Bf16>(table, at, offset, out);
+    transpose<Bf16>(table, at, first, columns, out);
   } else {
-    gather<Fp16>(table, at, offset, out);
+    transpose<Fp16>(table, at, first, columns, out);
   }
 }
 
@@ -67,8 +70,18 @@ VISA_INLINE void activate(float* VISA_RESTRICT v, std::int64_t activation, float
   }
 }
 
+// The sums of a tile's rows, and its scores.
+struct TileSums {
+  float norm2[kLanes] = {}, target2[kLanes] = {}, dot[kLanes] = {}, distance2[kLanes] = {};
+};
+
+struct TileScores {
+  float reward[kLanes], cosine[kLanes], l2[kLanes], fwd[kLanes], bwd[kLanes], semantic[kLanes];
+  int bits[kLanes];
+};
+
 void value_sums(const RewardJob& job, const RewardSettings& by, std::int64_t first, int count,
-                ValueSums* sums) {
+                TileSums& sums) {
   std::int64_t from[kLanes], target[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     const std::int64_t b = first + (lane < count ? lane : 0);
@@ -76,42 +89,55 @@ void value_sums(const RewardJob& job, const RewardSettings& by, std::int64_t fir
     from[lane] = row < 0 ? -1 : row * job.value_stride;
     target[lane] = b * job.target_stride;
   }
-  float norm2[kLanes] = {}, target2[kLanes] = {}, dot[kLanes] = {}, distance2[kLanes] = {};
-  for (std::int64_t k = 0; k < job.dims; ++k) {
-    float v[kLanes], t[kLanes];
-    gather_any(job.values, job.value_type, from, k, v);
-    gather<float>(job.targets, target, k, t);
-    activate(v, job.activation, by.limit);
+  float v[kColumns][kLanes], t[kColumns][kLanes];
+  for (std::int64_t k = 0; k < job.dims; k += kColumns) {
+    const int columns = job.dims - k < kColumns ? static_cast<int>(job.dims - k) : kColumns;
+    transpose_any(job.values, job.value_type, from, k, columns, v);
+    transpose<float>(job.targets, target, k, columns, t);
+    for (int column = 0; column < columns; ++column) {
+      activate(v[column], job.activation, by.limit);
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      norm2[lane] += v[lane] * v[lane];
-      target2[lane] += t[lane] * t[lane];
-      dot[lane] += v[lane] * t[lane];
-      distance2[lane] += (v[lane] - t[lane]) * (v[lane] - t[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float x = v[column][lane], y = t[column][lane];
+        sums.norm2[lane] += x * x;
+        sums.target2[lane] += y * y;
+        sums.dot[lane] += x * y;
+        sums.distance2[lane] += (x - y) * (x - y);
+      }
     }
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sums[lane] = {norm2[lane], target2[lane], dot[lane], distance2[lane]};
   }
 }
 
 // P(entailment) of rows of logits; at[lane] is the row's offset, -1 for none.
 void softmax_column(const Direction& way, std::int64_t label, const std::int64_t* at,
                     float* VISA_RESTRICT out) {
-  float most[kLanes], total[kLanes] = {}, x[kLanes], chosen[kLanes] = {};
+  float most[kLanes], total[kLanes] = {}, chosen[kLanes] = {}, x[kColumns][kLanes];
   for (int lane = 0; lane < kLanes; ++lane) most[lane] = -INFINITY;
-  for (std::int64_t c = 0; c < way.labels; ++c) {
-    gather_any(way.scores, way.type, at, c, x);
+  const auto tile = [&](std::int64_t first) {
+    const std::int64_t left = way.labels - first;
+    const int columns = left < kColumns ? static_cast<int>(left) : kColumns;
+    transpose_any(way.scores, way.type, at, first, columns, x);
+    return columns;
+  };
+  int columns = 0;
+  for (std::int64_t first = 0; first < way.labels; first += kColumns) {
+    columns = tile(first);
+    for (int c = 0; c < columns; ++c) {
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) most[lane] = x[lane] > most[lane] ? x[lane] : most[lane];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        most[lane] = x[c][lane] > most[lane] ? x[c][lane] : most[lane];
+      }
+    }
   }
-  for (std::int64_t c = 0; c < way.labels; ++c) {
-    gather_any(way.scores, way.type, at, c, x);
+  for (std::int64_t first = 0; first < way.labels; first += kColumns) {
+    if (way.labels > kColumns) columns = tile(first);  // otherwise it is still there
+    for (int c = 0; c < columns; ++c) {
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float weight = vexp(x[lane] - most[lane]);
-      total[lane] += weight;
-      chosen[lane] = c == label ? weight : chosen[lane];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float weight = vexp(x[c][lane] - most[lane]);
+        total[lane] += weight;
+        chosen[lane] = first + c == label ? weight : chosen[lane];
+      }
     }
   }
 #pragma omp simd
@@ -148,31 +174,79 @@ void entailment(const Direction& way, std::int64_t label, std::int64_t first, in
   std::int64_t at[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) at[lane] = lane < count ? (first + lane) * way.stride : -1;
   if (way.labels == 0) {
-    gather_any(way.scores, way.type, at, 0, out);
+    float column[1][kLanes];
+    transpose_any(way.scores, way.type, at, 0, 1, column);
+    for (int lane = 0; lane < kLanes; ++lane) out[lane] = column[0][lane];
   } else {
     softmax_column(way, label, at, out);
   }
 }
 
+void write_tile(const RewardJob& job, std::int64_t first, int count, const TileScores& tile) {
+  const auto row = [&](int which, const float* from) {
+    float* to = job.scores + which * job.rows + first;
+    for (int lane = 0; lane < count; ++lane) to[lane] = from[lane];
+  };
+  row(kReward, tile.reward);
+  row(kCosine, tile.cosine);
+  row(kL2, tile.l2);
+  row(kFwd, tile.fwd);
+  row(kBwd, tile.bwd);
+  row(kSemantic, tile.semantic);
+  for (int lane = 0; lane < count; ++lane) {
+    job.bits[first + lane] = static_cast<std::uint8_t>(tile.bits[lane]);
+  }
+}
+
+template <int kind>
+VISA_INLINE void semantic_of_lanes(const float* fwd, const float* bwd, float* VISA_RESTRICT out) {
+#pragma omp simd
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = semantic_of<kind>(fwd[lane], bwd[lane]);
+}
+
+void semantic_terms(std::int64_t kind, const float* fwd, const float* bwd, float* out) {
+  if (kind == kMin) return semantic_of_lanes<kMin>(fwd, bwd, out);
+  if (kind == kPublished) return semantic_of_lanes<kPublished>(fwd, bwd, out);
+  semantic_of_lanes<kGeometric>(fwd, bwd, out);
+}
+
+template <int form>
 void score_rows(const RewardJob& job, std::int64_t begin, std::int64_t end) {
   const RewardSettings by = settings_of(job);
   const Direction ahead = forward_of(job), back = backward_of(job);
   for (std::int64_t first = begin; first < end; first += kLanes) {
     const int count = end - first < kLanes ? static_cast<int>(end - first) : kLanes;
-    ValueSums sums[kLanes];
-    float fwd[kLanes], bwd[kLanes];
+    TileSums sums;
+    TileScores tile;
+    float penalty[kLanes] = {};
+    int worst[kLanes] = {};
     value_sums(job, by, first, count, sums);
-    entailment(ahead, job.label, first, count, fwd);
-    entailment(back, job.label, first, count, bwd);
+    entailment(ahead, job.label, first, count, tile.fwd);
+    entailment(back, job.label, first, count, tile.bwd);
     for (int lane = 0; lane < count; ++lane) {
-      const std::int64_t b = first + lane;
-      const float penalty = job.penalty != nullptr ? job.penalty[b] : 0.0f;
-      const bool worst = job.worst != nullptr && job.worst[b] != 0;
-      const RewardOfRow row =
-          reward_of_row(sums[lane], fwd[lane], bwd[lane], penalty, worst, job, by, Power{});
-      write_row(job, b, row, fwd[lane], bwd[lane]);
+      if (job.penalty != nullptr) penalty[lane] = job.penalty[first + lane];
+      if (job.worst != nullptr) worst[lane] = job.worst[first + lane];
     }
+    semantic_terms(job.consistency, tile.fwd, tile.bwd, tile.semantic);
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const RowInputs in = {
+          {sums.norm2[lane], sums.target2[lane], sums.dot[lane], sums.distance2[lane]},
+          tile.fwd[lane], tile.bwd[lane], tile.semantic[lane], penalty[lane], worst[lane] != 0};
+      const RewardOfRow row = reward_of_row<form>(in, by, Power{});
+      tile.reward[lane] = row.reward;
+      tile.cosine[lane] = row.cosine;
+      tile.l2[lane] = row.l2;
+      tile.bits[lane] = row.bits;
+    }
+    write_tile(job, first, count, tile);
   }
+}
+
+void score_rows_of_form(const RewardJob& job, std::int64_t begin, std::int64_t end) {
+  if (job.form == kProduct) return score_rows<kProduct>(job, begin, end);
+  if (job.form == kGated) return score_rows<kGated>(job, begin, end);
+  score_rows<kSum>(job, begin, end);
 }
 
 // Shifted by the lowest reward, which changes no advantage and gives equal rewards exact zeros.
@@ -225,7 +299,7 @@ double batch_scale_of(const RewardJob& job) {
 void reward_scores(const RewardJob& job) {
   const int threads = static_cast<int>(job.threads);
   parallel_parts(job.rows, threads, kLeastRows,
-                 [&](std::int64_t begin, std::int64_t end) { score_rows(job, begin, end); });
+                 [&](std::int64_t begin, std::int64_t end) { score_rows_of_form(job, begin, end); });
   if (!job.advantage) return;
   const double scale = job.scale == kBatchScale ? batch_scale_of(job) : 1.0;
   parallel_parts(job.groups, threads, kLeastRows, [&](std::int64_t begin, std::int64_t end) {
