@@ -166,7 +166,8 @@ def jobs(openmp: list[str]) -> Iterator[Job]:
     isas = X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
     levels = ["-DVISA_X86_LEVELS=1"] if len(isas) > 1 else []
     for source in sorted(ONCE, key=lambda name: "bindings" not in name):
-        yield Job(source=source, flags=(*openmp, *levels), folder="once")
+        thin = ["-O1"] if "bindings" in source else []  # the last -O holds
+        yield Job(source=source, flags=(*openmp, *levels, *thin), folder="once")
     for name, flags in isas.items():
         define = f"-DVISA_ISA_NAMESPACE=isa_{name}"
         for source in PER_ISA:
