@@ -101,7 +101,9 @@ def _pass_gate(
         got = expected if name == first else _call(name, runs, op, inputs, rows)
         if name not in runs:
             continue
-        if exact is None:
+        if name in op.accepts:
+            problem = op.accepts[name](got, inputs)
+        elif exact is None:
             problem = gate.mismatch(got, expected, op)
         else:
             budget = op.budgets.get(name, op.budget)

@@ -82,6 +82,9 @@ class Op:
     budgets: dict[str, float] = field(default_factory=dict)
     """Per provider, its own budget: for peers that round where same-dtype torch code does not. The
     report has every provider's error."""
+    accepts: dict[str, Callable[[Any, Inputs], str | None]] = field(default_factory=dict)
+    """Per provider whose result is another valid answer (a different packing, say), a check of it
+    in place of the comparison: what is wrong, or None."""
     prepare: dict[str, Prepare] = field(default_factory=dict)
     """Per provider, how its inputs are brought into its own form, outside the timed part."""
     baseline: str | None = None

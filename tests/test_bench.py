@@ -75,13 +75,14 @@ def run_rows(folder: Path, *arguments: str, status: int = 0) -> dict[str, dict[s
 
 
 def test_a_run_writes_percentiles_rates_and_where_they_come_from(tmp_path: Path) -> None:
-    status = runner.main(["--op", "packing", "--seconds", "0.01", "--out", str(tmp_path)])
-    assert status == 0
+    chosen = ["--op", "packing", "--case", "n=64", "--case", "n=1024"]
+    chosen += ["--provider", "reference", "--provider", "cpu"]
+    assert runner.main([*chosen, "--seconds", "0.01", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "packing.json").read_text())
     assert result["versions"]["torch"] == torch.__version__
     assert {"device", "date", "commit", "cores", "torch_threads", "copy_gb_per_s"} <= set(result)
     rows = [row for row in result["rows"] if "p50_ms" in row]
-    assert {row["case"] for row in rows} >= {"n=64", "n=1024", "n=16384"}
+    assert {row["case"] for row in rows} == {"n=64", "n=1024"}
     for row in rows:
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["runs"] >= runner.MIN_RUNS

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.ops import linear_logprobs, token_logprobs
 from bench.ops.grpo_loss import GROUP
-from bench.peers import heads, installed, liger, trl
+from bench.peers import heads, installed, liger, trl, trl_packing
 from bench.registry import Inputs, Provider, extend
 
 GEMM_BUDGET = 50.0
@@ -62,6 +62,15 @@ def attach() -> None:
         versions={"trl": installed.TRL, "cut": installed.CUT, "verl": installed.VERL},
         budgets={"trl": GEMM_BUDGET, "cut": GEMM_BUDGET, "verl": GEMM_BUDGET},
         notes={"trl": "with entropies", "verl": "with entropies"},
+    )
+    extend(
+        "packing",
+        {"trl": trl_packing.pack},
+        why_not={"trl": trl_packing.why_not},
+        versions={"trl": installed.TRL},
+        prepare={"trl": trl_packing.as_table},
+        accepts={"trl": trl_packing.problem},
+        notes={"trl": "_pack_bfd: best fit decreasing, and the tokens are moved in an Arrow table"},
     )
 
 

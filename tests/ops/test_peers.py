@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.peers import liger, rows, trl
+from bench.peers import liger, rows, trl, trl_packing
 from visa_kernels import (
     LOSS_TYPES,
+    bin_of_sequences,
     grpo_loss,
     linear_grpo_loss,
     linear_logprobs,
@@ -288,3 +289,19 @@ def test_token_logprobs_and_entropy_are_trls(batch: Batch, temperature: float) -
     expected = trl.token_logprobs_and_entropy(logits[None], batch.ids[None], temperature)
     (peer,) = torch.autograd.grad(expected[0].sum() + 0.3 * expected[1].sum(), logits)
     assert_same((*got, gradient), (*(x[0] for x in expected), peer))
+
+
+@needs_trl
+def test_trls_packing_is_valid_and_no_fuller_than_ours() -> None:
+    """Best fit against first fit decreasing: other bins, as few of them; wrong ones are told."""
+    lengths = torch.randint(1, 200, (300,)).numpy()
+    inputs = {"lengths": lengths, "budget": 512}
+    table = trl_packing.pack(trl_packing.as_table(inputs))
+    assert trl_packing.problem(table, inputs) is None
+    least = -(-int(lengths.sum()) // 512)
+    ours = 1 + int(bin_of_sequences(lengths, 512).max())
+    assert least <= min(ours, table.num_rows)
+    assert "more than the budget" in str(trl_packing.problem(table, {**inputs, "budget": 500}))
+    assert "is missing" in str(trl_packing.problem(table[:-1], inputs))
+    longer = {**inputs, "lengths": lengths + 1, "budget": 600}
+    assert "has lost tokens" in str(trl_packing.problem(table, longer))
