@@ -73,9 +73,28 @@ def test_operators_keep_their_contracts(backend: str) -> None:
 def test_operators_of_the_backward_pass_keep_theirs() -> None:
     x = [torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)]
     leaves = [value.clone().requires_grad_() for value in x]
-    arguments = (torch.tensor(2.0), *leaves, *x, torch.tensor(1.0), False)
+    arguments = (torch.tensor(2.0), *leaves, *x, torch.tensor(1.0), False, "cpu")
     torch.library.opcheck(torch.ops.visa_kernels.with_gradients.default, arguments)
-    torch.library.opcheck(torch.ops.visa_kernels.scaled.default, (x[0], torch.tensor(0.5)))
+    torch.library.opcheck(torch.ops.visa_kernels.scaled.default, (x[0], torch.tensor(0.5), "cpu"))
+
+
+@pytest.mark.skipif(
+    not (backends.triton_is_interpreted() or torch.cuda.is_available()),
+    reason="needs triton's interpreter or a GPU",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_are_not_rounded_to_the_gradients_type(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from visa_kernels.linear_grpo_loss import triton_kernel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(3, 1001, dtype=dtype, device=device)
+    factor = torch.tensor(1 / 3, device=device)
+    wanted = (x.double() * factor.double()).to(dtype)
+    # The interpreter cuts bfloat16 off where hardware rounds.
+    cut = device == "cpu" and dtype == torch.bfloat16
+    rtol = torch.finfo(dtype).eps if cut else 0
+    torch.testing.assert_close(triton_kernel.scaled(x, factor), wanted, rtol=rtol, atol=1e-9)
 
 
 class Step(torch.nn.Module):

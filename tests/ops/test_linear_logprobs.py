@@ -334,6 +334,14 @@ def test_chunks_fit_their_budget() -> None:
         assert fits or size == chunks.LEAST_TOKENS["cpu"]
 
 
+def test_chunks_fill_a_gpu() -> None:
+    """132 multiprocessors, D = 4096: 3072 rows are 384 tiles, 3 full rounds but for 12."""
+    sizes = range(128, 3073, 128)
+    assert min(sizes, key=lambda size: chunks._cost(size, 8192, 4096, 132)) == 3072
+    ragged = min(sizes, key=lambda size: chunks._cost(size, 6200, 4096, 132))
+    assert 6200 % ragged > 500
+
+
 @pytest.mark.gpu
 def test_addresses_past_2_to_31() -> None:
     """A chunk of 17,000 x 131,072 logits, whose last rows lie past 2^31 elements."""

@@ -134,6 +134,6 @@ def _gradients(
     own = weight.detach() if accumulated else weight
 
     def tie(loss: Tensor) -> Tensor:
-        return torch_op.with_gradients(loss, hidden, own, bias, *known, accumulated)
+        return torch_op.with_gradients(loss, hidden, own, bias, *known, accumulated, name)
 
     return logprobs, entropy, tie

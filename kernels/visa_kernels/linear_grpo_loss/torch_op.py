@@ -144,6 +144,7 @@ def with_gradients(
     dbias: Tensor,
     scale: Tensor,
     accumulated: bool,
+    backend: str,
 ) -> Tensor:
     """The loss, with gradients in hidden, weight and bias that are known already."""
     return loss.clone()
@@ -156,7 +157,7 @@ def _(loss: Tensor, *others: Any) -> Tensor:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[4:8])
-    ctx.accumulated = inputs[8]
+    ctx.accumulated, ctx.backend = inputs[8:10]
 
 
 def _scale(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -168,31 +169,32 @@ def _scale(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
             "gradient 1: put factors into normalizer instead",
         )
     factor = gradient / scale
-    wanted = ctx.needs_input_grad[1:4]
+    # The usual factor of 1 costs no copy of [V, D] where it can be looked at: not while tracing.
+    as_is = type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1
     ready = [
-        scaled(x, factor) if want and x.shape != (0,) else None
-        for x, want in zip(known, wanted, strict=True)
+        None if not want or x.shape == (0,) else x if as_is else scaled(x, factor, ctx.backend)
+        for x, want in zip(known, ctx.needs_input_grad[1:4], strict=True)
     ]
-    return None, *ready, *[None] * 5
+    return None, *ready, *[None] * 6
 
 
 with_gradients.register_autograd(_scale, setup_context=_keep)
 
 
 @torch.library.custom_op("visa_kernels::scaled", mutates_args=())
-def scaled(x: Tensor, factor: Tensor) -> Tensor:
+def scaled(x: Tensor, factor: Tensor, backend: str) -> Tensor:
     """x * factor in float32, in the type of x; torch alone would round the factor to that first."""
     if x.device.type == "cpu":
         return x * factor.item()
     if x.dtype == torch.float32:
         return x * factor
-    out = torch.empty_like(x)
-    parts = zip(x.flatten().split(2**26), out.flatten().split(2**26), strict=True)
-    for source, target in parts:
-        target.copy_(source.float().mul_(factor))
-    return out
+    if backend == "triton":
+        from visa_kernels.linear_grpo_loss import triton_kernel
+
+        return triton_kernel.scaled(x, factor)
+    return (x.float() * factor).to(x.dtype)
 
 
 @scaled.register_fake
-def _(x: Tensor, factor: Tensor) -> Tensor:
+def _(x: Tensor, factor: Tensor, backend: str) -> Tensor:
     return torch.empty_like(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +27,8 @@ __all__ = ["compile_cases", "gradient", "policy", "statistics"]
 
 CLIP_TOKENS, CLIP_WEIGHTS = 0, 2
 """Values of SURROGATE, as grpo_loss/triton_terms.py has them."""
+
+SCALE_BLOCK = 2048
 
 
 @triton.jit
@@ -66,6 +69,23 @@ def _policy_kernel(
                 row_ptr, bias_ptr, token, V, W, b, cap, logp, shift, log_sum, entropy, g, 0.0,
                 HAS_BIAS, HAS_CAP, False, BLOCK, STAGES,
             )
+
+
+@triton.jit
+def _scale_kernel(x_ptr, factor_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < size).to(tl.float32)
+    scaled_x = x * tl.load(factor_ptr)
+    tl.store(out_ptr + at, scaled_x.to(out_ptr.dtype.element_ty), mask=at < size)
+
+
+def scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, a float32 scalar on the device, rounded once; x is contiguous."""
+    out = torch.empty_like(x)
+    programs = triton.cdiv(x.numel(), SCALE_BLOCK)
+    if programs:
+        _scale_kernel[(programs,)](x, factor, out, x.numel(), BLOCK=SCALE_BLOCK, num_warps=4)
+    return out
 
 
 def policy(
@@ -132,3 +152,5 @@ def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], 
                 launch.warps,
                 launch.stages,
             )
+    signature = {"x_ptr": "*bf16", "factor_ptr": "*fp32", "out_ptr": "*bf16", "size": "i64:16"}
+    yield "linear_grpo_loss_scale", _scale_kernel, signature, {"BLOCK": SCALE_BLOCK}, 4, 3
