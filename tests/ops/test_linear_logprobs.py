@@ -336,10 +336,8 @@ def test_chunks_fit_their_budget() -> None:
 
 def test_chunks_fill_a_gpu() -> None:
     """132 multiprocessors, D = 4096: 3072 rows are 384 tiles, 3 full rounds but for 12."""
-    sizes = range(128, 3073, 128)
-    assert min(sizes, key=lambda size: chunks._cost(size, 8192, 4096, 132)) == 3072
-    ragged = min(sizes, key=lambda size: chunks._cost(size, 6200, 4096, 132))
-    assert 6200 % ragged > 500
+    assert chunks.of_gpu(8192, 4096, 3072, 132) == 3072
+    assert 6200 % chunks.of_gpu(6200, 4096, 3072, 132) > 500
 
 
 @pytest.mark.gpu

@@ -36,17 +36,30 @@ def chunk_tokens(tokens: int, weight_VD: Tensor, itemsize: int) -> int:
     free = _free_bytes(device)
     while budget * 4 > free and budget > 2**20:
         budget //= 2
-    row = weight_VD.shape[0] * itemsize
-    most = min(max(budget // max(row, 1), LEAST_TOKENS[kind]), MOST_TOKENS[kind])
+    most = _most_tokens(kind, budget, weight_VD.shape[0] * itemsize)
     if tokens <= most:
         return max(tokens, 1)
-    step = MULTIPLE[kind]
-    if kind == "cpu":
-        chunks = -(-tokens // most)
-        return min(-(-tokens // (chunks * step)) * step, most)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    choices = range(step, max(most, step) + 1, step)
-    return min(choices, key=lambda size: _cost(size, tokens, weight_VD.shape[1], processors))
+    if kind == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return of_gpu(tokens, weight_VD.shape[1], most, processors)
+    chunks, step = -(-tokens // most), MULTIPLE[kind]
+    return min(-(-tokens // (chunks * step)) * step, most)
+
+
+def of_gpu(tokens: int, hidden: int, most: int, processors: int) -> int:
+    """The best chunk of at most `most` tokens for a GPU of so many multiprocessors."""
+    choices = range(MULTIPLE["cuda"], most + 1, MULTIPLE["cuda"])
+    return min(choices, key=lambda size: _cost(size, tokens, hidden, processors))
+
+
+def rounds_filled(tokens: int, hidden: int, processors: int) -> float:
+    """Tokens that the rounds of tiles of dlogits @ weight [tokens, hidden] have room for."""
+    tiles = -(-tokens // TILE[0]) * -(-hidden // TILE[1])
+    return -(-tiles // processors) * processors * TILE[0] * TILE[1] / hidden
+
+
+def _most_tokens(kind: str, budget: int, row_bytes: int) -> int:
+    return min(max(budget // max(row_bytes, 1), LEAST_TOKENS[kind]), MOST_TOKENS[kind])
 
 
 def _cost(size: int, tokens: int, hidden: int, processors: int) -> float:
@@ -58,10 +71,8 @@ def _cost(size: int, tokens: int, hidden: int, processors: int) -> float:
     total = 0.0
     for start in range(0, tokens, size):
         count = min(size, tokens - start)
-        tiles = -(-count // TILE[0]) * -(-hidden // TILE[1])
-        rounds = -(-tiles // processors)
-        filled = rounds * processors * TILE[0] * TILE[1] / hidden
-        total += count + max(filled - count, 0.0) / 3 + TOKENS_PER_CHUNK
+        room = rounds_filled(count, hidden, processors)
+        total += count + max(room - count, 0.0) / 3 + TOKENS_PER_CHUNK
     return total
 
 
