@@ -77,8 +77,9 @@ def grpo_loss(
     Computed in float32 (float64 for float64 logprobs, by the reference alone). Log-ratios are cut
     at +-20, a row's log-weight after it is summed. Empty batches, empty rows and rows masked
     throughout add 0 to the loss. On a GPU: one launch and no host sync, where the normalizer is
-    given or there is no mask (or group_ids are few: see `triton_kernel.MAX_ROWS_BY_ID`). Inputs
-    with strides are copied first.
+    given or there is no mask; with group_ids of more than `triton_kernel.MAX_ROWS_BY_ID` rows, or
+    groups above its MAX_GROUP, the advantages are a launch of their own. Inputs with strides are
+    copied first.
 
     Metrics, over counted tokens: clip_low_frac, clip_high_frac (the clip acts there), kl_k1, kl_k3
     (estimates of KL(sampler || policy); the old policy stands in for an unknown sampler), ess
@@ -217,5 +218,6 @@ backends.register(
     "grpo_loss",
     backends.cpu_backend(partial(torch_op.run, backend="cpu")),
     backends.triton_backend(partial(torch_op.run, backend="triton")),
+    backends.cuda_backend(partial(torch_op.run, backend="cuda")),
     backends.Backend(name="reference", function=_reference),
 )

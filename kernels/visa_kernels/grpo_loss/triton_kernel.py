@@ -8,7 +8,6 @@ finish adds them in order, so that results are the same from run to run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -312,7 +311,7 @@ def grpo_loss(
         correction_low,
         correction_cap,
         advantage_eps,
-        **_choices(loss_type, sampler_correction, sequence_weight, advantage_scale),
+        **choices(loss_type, sampler_correction, sequence_weight, advantage_scale),
         GROUP_BLOCK=triton.next_power_of_2(rows if by_id else max(group_size, 1)),
         BLOCK=block,
         num_warps=warps,
@@ -339,7 +338,7 @@ def _flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _choices(
+def choices(
     loss_type: str, sampler_correction: str, sequence_weight: str, advantage_scale: str
 ) -> dict[str, Any]:
     """What a kernel is compiled for."""
@@ -352,54 +351,3 @@ def _choices(
         "SCALE": SCALES[advantage_scale],
         "SLOTS": SLOTS,
     }
-
-
-def compile_cases() -> Iterable[tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]]:
-    """What the compile gate builds: every loss type, few and all options, every tile size."""
-    plain = {"ref": False, "mask": False, "correction": "none", "weight": "product"}
-    every = {"ref": True, "mask": True, "correction": "token_mask", "weight": "product"}
-    sequence = {
-        "ref": True, "mask": True, "correction": "sequence_truncate", "weight": "geometric",
-    }  # fmt: skip
-    chosen = [
-        ("dapo-plain", "dapo", plain, (64, 256, 1024, 2048)),
-        ("gspo-plain", "gspo", plain, (512, 2048)),
-        ("grpo-all", "grpo", every, (1024, 2048)),
-        ("cispo-all", "cispo", every, (64, 1024)),
-        ("gspo-all", "gspo", every, (256, 2048)),
-        ("dapo-sequence", "dapo", sequence, (64, 1024)),
-        ("gspo-sequence", "gspo", sequence, (512, 2048)),
-    ]
-    for name, loss_type, options, lengths in chosen:
-        for length in lengths:
-            yield _compile_case(f"{name}-{length}", loss_type, length, **options)
-
-
-def _compile_case(
-    name: str, loss_type: str, length: int, *, ref: bool, mask: bool, correction: str, weight: str
-) -> tuple[str, Any, dict[str, str | None], dict[str, Any], int, int]:
-    signature = {
-        "logp_ptr": "*fp32",
-        "old_ptr": "*bf16" if ref else "*fp32",
-        "scores_ptr": "*fp32",
-        "cu_ptr": "*i64" if mask else "*i32",
-        "norm_ptr": "*fp32" if mask else None,
-        "ref_ptr": "*fp32" if ref else None,
-        "sampler_ptr": "*fp32" if correction != "none" else None,
-        "entropy_ptr": "*fp32" if ref else None,
-        "mask_ptr": "*i1" if mask else None,
-        "ids_ptr": "*i64" if correction == "sequence_truncate" else None,
-        "score_mask_ptr": "*i1" if mask else None,
-        **{f"{out}_ptr": "*fp32" for out in ("dlogp", "parts")},
-        "counter_ptr": "*i32",
-        "loss_ptr": "*fp32",
-        "metrics_ptr": "*fp32",
-        "rows": "i32",
-        "group_size": "i32",
-        **{x: "fp32" for x in ("share", "lo", "hi", "dual", "beta", "w_low", "w_cap", "eps")},
-    }
-    block, warps = tile(length, 1, wide=correction == "sequence_truncate")
-    scale = {"none": "given", "token_mask": "group", "sequence_truncate": "batch"}[correction]
-    constexprs = _choices(loss_type, correction, weight, scale)
-    constexprs |= {"GROUP_BLOCK": 1024 if signature["ids_ptr"] else 64, "BLOCK": block}
-    return name, grpo_loss_kernel, signature, constexprs, warps, 3
