@@ -173,7 +173,6 @@ def dkdv_kernel(
     FIELD: tl.constexpr,
     PRECISION: tl.constexpr,
     HOIST: tl.constexpr,
-    MASKED_STAGES: tl.constexpr,
 ):
     """dk and dv [splits, N, Hk, HEAD]; split s sums over its share of the query heads."""
     kv_head = tl.program_id(1).to(tl.int64)
@@ -218,7 +217,8 @@ def dkdv_kernel(
             delta = tl.load(delta_base + start + column)
             scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
             dk, dv = _dkdv_step(scores, v, q, dout, lse, delta, dk, dv, PRECISION)
-        for i in tl.range(0, n_last, num_stages=MASKED_STAGES, disable_licm=not HOIST):
+        # Two pipelined loops need more registers than there are.
+        for i in tl.range(0, n_last, num_stages=1, disable_licm=not HOIST):
             start = own_lo + (i + tl.where(i < n_head, 0, n_inner)) * BLOCK_M
             limit = own_hi
             from_ = lo
@@ -348,7 +348,6 @@ def _dkdv(
         FIELD=0 if cu_groups is None else COMPLETIONS_FIELD,
         PRECISION=precision(),
         HOIST=cut.hoist,
-        MASKED_STAGES=cut.masked_stages,
         num_warps=cut.warps,
         num_stages=cut.stages,
     )

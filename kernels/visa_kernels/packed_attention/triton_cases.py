@@ -46,7 +46,6 @@ def _case(
         "FIELD": field if shared else 0,
         "PRECISION": dot,
         "HOIST": cut.hoist,
-        "MASKED_STAGES": cut.masked_stages,
     }
     constants = {name: constants[name] for name in function.arg_names if name in constants}
     signature = {name: _type(name, dtype) for name in function.arg_names if name not in constants}

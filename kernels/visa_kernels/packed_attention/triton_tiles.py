@@ -21,8 +21,6 @@ class Tiling:
     """Tokens of one step of its loops."""
     warps: int
     stages: int
-    masked_stages: int = 1
-    """Of dkdv's loop over masked blocks; more need more registers."""
     hoist: bool = True
     """Whether what a loop does not change may be kept in registers instead of shared memory."""
 
@@ -70,7 +68,7 @@ def table(kernel: str, pad: int, itemsize: int, chip: str, dot: str) -> Tiling:
         return Tiling(block=64, inner=64, warps=8, stages=2, hoist=False)
     if pad > 32 and chip == "sm_80":
         return Tiling(block=128, inner=32, warps=8, stages=2, hoist=False)
-    return Tiling(block=128, inner=64, warps=8, stages=2, masked_stages=2, hoist=False)
+    return Tiling(block=128, inner=64, warps=8, stages=2, hoist=False)
 
 
 def _in_fp32(kernel: str, pad: int, chip: str, dot: str) -> Tiling:
