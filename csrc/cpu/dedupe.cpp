@@ -4,14 +4,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/parallel.h"
-
 namespace visa {
 
 namespace {
 
-constexpr std::int64_t kLeastItems = 4096;  // hashed by a thread
-constexpr std::int64_t kAhead = 6;          // items whose bytes are fetched before they are hashed
+constexpr std::size_t kAhead = 6;  // items whose bytes are fetched before they are hashed
 
 void prefetch_bytes(const Span& span) {
   for (std::size_t i = 0; i < span.bytes && i < 512; i += 64) prefetch(span.data + i);
@@ -28,24 +25,22 @@ std::int64_t alike(const char* a, const char* b, std::int64_t most, std::size_t 
 
 }  // namespace
 
-void unique_pairs(const Span* a, const Span* b, std::size_t count, int threads,
-                  std::int64_t* number, std::vector<std::int64_t>& first) {
-  std::vector<std::uint64_t> hash(count);
-  const auto part = [&](std::int64_t begin, std::int64_t end) {
-    const char* seen = nullptr;  // completions of one prompt have one source, often one object
-    std::uint64_t left = 0;
-    for (std::int64_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) prefetch_bytes(b[i + kAhead]);
-      if (i == begin || a[i].data != seen || a[i].bytes != a[i - 1].bytes) left = hash_of(a[i]);
-      seen = a[i].data;
-      hash[i] = finished(stirred(left, hash_of(b[i])));
+void unique_pairs(const Span* a, const Span* b, std::size_t count, std::int64_t* number,
+                  std::vector<std::int64_t>& first) {
+  Span seen = {nullptr, 0, 0};  // completions of one prompt have one source, often one object
+  std::uint64_t left = hash_of(seen);
+  const auto hash = [&](std::size_t i) {
+    if (i + kAhead < count) prefetch_bytes(b[i + kAhead]);
+    if (a[i].data != seen.data || a[i].bytes != seen.bytes || a[i].kind != seen.kind) {
+      seen = a[i];
+      left = hash_of(seen);
     }
+    return finished(stirred(left, hash_of(b[i])));
   };
-  VISA_ISA_NAMESPACE::parallel_parts(static_cast<std::int64_t>(count), threads, kLeastItems, part);
   const auto equal = [&](std::size_t i, std::size_t j) {
     return same(a[i], a[j]) && same(b[i], b[j]);
   };
-  number_by_first(hash.data(), count, equal, number, first);
+  number_by_first(count, hash, equal, number, first);
 }
 
 void check_rows(const Rows& rows, std::int64_t items, const char* what) {
@@ -57,26 +52,21 @@ void check_rows(const Rows& rows, std::int64_t items, const char* what) {
                               std::to_string(items));
 }
 
-PrefixGroups group_prefixes(const Rows& rows, const std::int64_t* prefix, int threads) {
+PrefixGroups group_prefixes(const Rows& rows, const std::int64_t* prefix) {
   for (std::size_t i = 0; i < rows.count; ++i) {
     if (prefix[i] >= 0 && prefix[i] <= rows.length(i)) continue;
     throw std::invalid_argument("row " + std::to_string(i) + " has " +
                                 std::to_string(rows.length(i)) + " ids and a prefix of " +
                                 std::to_string(prefix[i]));
   }
-  std::vector<std::uint64_t> hash(rows.count);
-  const auto part = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) hash[i] = hash_of(rows.head(i, prefix[i]));
-  };
-  VISA_ISA_NAMESPACE::parallel_parts(static_cast<std::int64_t>(rows.count), threads, kLeastItems,
-                                     part);
+  const auto hash = [&](std::size_t i) { return hash_of(rows.head(i, prefix[i])); };
   const auto equal = [&](std::size_t i, std::size_t j) {
     return same(rows.head(i, prefix[i]), rows.head(j, prefix[j]));
   };
   PrefixGroups out;
   std::vector<std::int64_t> first;
   out.group.resize(rows.count);
-  number_by_first(hash.data(), rows.count, equal, out.group.data(), first);
+  number_by_first(rows.count, hash, equal, out.group.data(), first);
   out.cu_groups.assign(first.size() + 1, 0);
   out.shared.resize(first.size());
   for (std::size_t g = 0; g < first.size(); ++g) out.shared[g] = rows.length(first[g]);

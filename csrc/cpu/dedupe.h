@@ -11,9 +11,10 @@
 namespace visa {
 
 // Numbers the pairs (a[i], b[i]) in order of first occurrence. `first` gets the first pair of each
-// number. Pairs count as equal when all of their bytes are.
-void unique_pairs(const Span* a, const Span* b, std::size_t count, int threads,
-                  std::int64_t* number, std::vector<std::int64_t>& first);
+// number. Pairs count as equal when all of their bytes are. One thread: a second one would take the
+// hashing, a third of the time, and lose that bytes are compared while they are in the cache.
+void unique_pairs(const Span* a, const Span* b, std::size_t count, std::int64_t* number,
+                  std::vector<std::int64_t>& first);
 
 // Packed token ids: row i is items cu[i] : cu[i + 1] of `width` bytes each.
 struct Rows {
@@ -38,6 +39,6 @@ void check_rows(const Rows& rows, std::int64_t items, const char* what);
 struct PrefixGroups {
   std::vector<std::int64_t> group, order, cu_groups, shared;
 };
-PrefixGroups group_prefixes(const Rows& rows, const std::int64_t* prefix, int threads);
+PrefixGroups group_prefixes(const Rows& rows, const std::int64_t* prefix);
 
 }  // namespace visa

@@ -74,24 +74,24 @@ class Texts {
   std::vector<Span> spans_;
 };
 
-py::tuple unique_of(const std::vector<Span>& a, const std::vector<Span>& b, int threads) {
+py::tuple unique_of(const std::vector<Span>& a, const std::vector<Span>& b) {
   py::array_t<std::int64_t> number(static_cast<py::ssize_t>(a.size()));
   std::int64_t* to = number.mutable_data();
   std::vector<std::int64_t> first;
   {
     py::gil_scoped_release without_gil;
-    unique_pairs(a.data(), b.data(), a.size(), threads, to, first);
+    unique_pairs(a.data(), b.data(), a.size(), to, first);
   }
   return py::make_tuple(array_of(first), number);
 }
 
-py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses, int threads) {
+py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses) {
   const Texts left(premises, "premises"), right(hypotheses, "hypotheses");
   if (left.spans().size() != right.spans().size()) {
     throw py::value_error(std::to_string(left.spans().size()) + " premises for " +
                           std::to_string(right.spans().size()) + " hypotheses");
   }
-  return unique_of(left.spans(), right.spans(), threads);
+  return unique_of(left.spans(), right.spans());
 }
 
 Rows rows_of(const py::array& ids, const Int64Array& cu) {
@@ -106,21 +106,20 @@ std::vector<Span> spans_of(const Rows& rows) {
 }
 
 py::tuple unique_row_pairs(const py::array& ids_a, const Int64Array& cu_a, const py::array& ids_b,
-                           const Int64Array& cu_b, int threads) {
+                           const Int64Array& cu_b) {
   const Rows left = rows_of(ids_a, cu_a), right = rows_of(ids_b, cu_b);
   check_rows(left, ids_a.size(), "premises");
   check_rows(right, ids_b.size(), "hypotheses");
-  return unique_of(spans_of(left), spans_of(right), threads);
+  return unique_of(spans_of(left), spans_of(right));
 }
 
-py::tuple prefix_groups(const py::array& ids, const Int64Array& cu, const Int64Array& prefix,
-                        int threads) {
+py::tuple prefix_groups(const py::array& ids, const Int64Array& cu, const Int64Array& prefix) {
   const Rows rows = rows_of(ids, cu);
   PrefixGroups found;
   {
     py::gil_scoped_release without_gil;
     check_rows(rows, ids.size(), "rows");
-    found = group_prefixes(rows, prefix.data(), threads);
+    found = group_prefixes(rows, prefix.data());
   }
   return py::make_tuple(array_of(found.group), array_of(found.order), array_of(found.cu_groups),
                         array_of(found.shared));
@@ -130,14 +129,12 @@ py::tuple prefix_groups(const py::array& ids, const Int64Array& cu, const Int64A
 
 void register_dedupe(py::module_& m) {
   m.def("unique_text_pairs", &unique_text_pairs, py::arg("premises"), py::arg("hypotheses"),
-        py::arg("threads"),
         "(index of the first of each distinct pair, number of each pair's), in order of first "
         "occurrence. Takes sequences of str.");
   m.def("unique_row_pairs", &unique_row_pairs, py::arg("ids_a"), py::arg("cu_a"), py::arg("ids_b"),
-        py::arg("cu_b"), py::arg("threads"),
+        py::arg("cu_b"),
         "The same for packed token ids: contiguous arrays and their cu_seqlens.");
   m.def("prefix_groups", &prefix_groups, py::arg("ids"), py::arg("cu"), py::arg("prefix"),
-        py::arg("threads"),
         "(group, order, cu_groups, shared) of packed rows that begin with equal prefixes.");
 }
 

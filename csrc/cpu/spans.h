@@ -74,10 +74,13 @@ inline std::uint64_t hash_of(const Span& span) {
 }
 
 // Numbers of items in order of first occurrence: number[i] of each item and first[k], the first item
-// with number k. hash[i] is the item's hash, equal(i, j) whether two items are equal.
-template <class Equal>
-void number_by_first(const std::uint64_t* hash, std::size_t count, const Equal& equal,
+// with number k. hash_of_item(i) is called once for each i, ascending; equal(i, j) says whether two
+// items are equal. Items are hashed a few ahead of their place in the table, which is fetched
+// meanwhile; their bytes are then still in the cache where they have to be compared.
+template <class Hash, class Equal>
+void number_by_first(std::size_t count, Hash hash_of_item, const Equal& equal,
                      std::int64_t* number, std::vector<std::int64_t>& first) {
+  constexpr std::size_t kAhead = 8;
   // A slot holds a number plus 1 and the hash's upper half, so that most others are told apart
   // without a look at their bytes. At most half of the slots are ever taken.
   struct Slot {
@@ -87,11 +90,18 @@ void number_by_first(const std::uint64_t* hash, std::size_t count, const Equal& 
   while (slots < 2 * count) slots *= 2;
   std::vector<Slot> table(slots, Slot{0, 0});
   const std::size_t mask = slots - 1;
+  std::uint64_t ring[kAhead];
+  const auto take = [&](std::size_t i) {
+    ring[i % kAhead] = hash_of_item(i);
+    prefetch(&table[ring[i % kAhead] & mask]);
+  };
+  for (std::size_t i = 0; i < kAhead && i < count; ++i) take(i);
   first.clear();
   for (std::size_t i = 0; i < count; ++i) {
-    if (i + 8 < count) prefetch(&table[hash[i + 8] & mask]);
-    const auto tag = static_cast<std::uint32_t>(hash[i] >> 32);
-    for (std::size_t at = hash[i] & mask;; at = (at + 1) & mask) {
+    const std::uint64_t hash = ring[i % kAhead];
+    if (i + kAhead < count) take(i + kAhead);
+    const auto tag = static_cast<std::uint32_t>(hash >> 32);
+    for (std::size_t at = hash & mask;; at = (at + 1) & mask) {
       Slot& slot = table[at];
       if (slot.taken == 0) {
         first.push_back(static_cast<std::int64_t>(i));

@@ -1,4 +1,4 @@
-"""Deduplication of pairs: properties on texts and on token rows, unicode, threads, errors."""
+"""Deduplication of pairs: properties on texts and on token rows, unicode, a list that changes, errors."""
 
 from __future__ import annotations
 
@@ -95,16 +95,12 @@ def test_other_sequences_and_empty_ones(backend: str) -> None:
     assert dedupe_pairs(strided, strided, backend).inverse.tolist() == [0, 0]
 
 
-def test_both_versions_agree_on_many_pairs_in_two_threads() -> None:
+def test_both_versions_agree_on_many_pairs() -> None:
     rng = np.random.default_rng(0)
     words = np.array([f"word {i}" for i in range(300)])
     premises, hypotheses = (words[rng.integers(0, 300, 20_000)].tolist() for _ in range(2))
     plain = dedupe_pairs(premises, hypotheses, "reference")
-    torch.set_num_threads(2)
-    try:
-        fast = dedupe_pairs(premises, hypotheses)
-    finally:
-        torch.set_num_threads(1)
+    fast = dedupe_pairs(premises, hypotheses)
     for have, want in zip(fast, plain, strict=True):
         np.testing.assert_array_equal(have, want)
 

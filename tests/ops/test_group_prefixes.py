@@ -83,17 +83,13 @@ def test_groups_go_into_bins_with_their_prompt_counted_once(backend: str) -> Non
     assert pack_to_budget(found.packed_lengths(), 27) == [[0, 1]]
 
 
-def test_both_versions_agree_in_two_threads() -> None:
+def test_both_versions_agree_on_many_rows() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 12, size=9_000)
     ids = rng.integers(0, 3, size=lengths.sum()).astype(np.int32)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     plain = group_prefixes(ids, ends, 5, "reference")
-    torch.set_num_threads(2)
-    try:
-        fast = group_prefixes(ids, ends, 5)
-    finally:
-        torch.set_num_threads(1)
+    fast = group_prefixes(ids, ends, 5)
     for name in ("group_ids", "order", "cu_groups", "prefix", "shared"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(plain, name))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from visa_kernels import backend as backends
@@ -90,10 +89,9 @@ def _cpu(
 ) -> tuple[np.ndarray, np.ndarray]:
     from visa_kernels import _C
 
-    threads = torch.get_num_threads()
     if isinstance(premises, PackedRows) and isinstance(hypotheses, PackedRows):
-        return _C.unique_row_pairs(*premises, *hypotheses, threads)
-    return _C.unique_text_pairs(premises, hypotheses, threads)
+        return _C.unique_row_pairs(*premises, *hypotheses)
+    return _C.unique_text_pairs(premises, hypotheses)
 
 
 backends.register(

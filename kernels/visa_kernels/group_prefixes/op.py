@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from visa_kernels import backend as backends
@@ -98,7 +97,7 @@ def _cpu(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     from visa_kernels import _C
 
-    return _C.prefix_groups(ids, cu_seqlens, prefix, torch.get_num_threads())
+    return _C.prefix_groups(ids, cu_seqlens, prefix)
 
 
 backends.register(
