@@ -1,4 +1,4 @@
-"""Deduplication of pairs: properties on texts and on token rows, unicode, a list that changes, errors."""
+"""Deduplication of pairs: properties on texts and on token rows, unicode, errors."""
 
 from __future__ import annotations
 
