@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visa_kernels.devices import on
 from visa_kernels.grpo_loss.triton_terms import k3, token_term
 from visa_kernels.linear_grpo_loss.plan import Bounds, Terms
 from visa_kernels.linear_logprobs.head import Head, Stats
@@ -31,7 +32,7 @@ CLIP_TOKENS, CLIP_WEIGHTS = 0, 2
 SCALE_BLOCK = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _policy_kernel(
     x_ptr, bias_ptr, ids_ptr, old_ptr, advantages_ptr, policy_scale_ptr, ref_ptr, kl_scale_ptr,
     logprobs_ptr, entropy_ptr, shift_ptr, log_sum_ptr, dlogprobs_ptr,
@@ -84,7 +85,8 @@ def scaled(x: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty_like(x)
     programs = triton.cdiv(x.numel(), SCALE_BLOCK)
     if programs:
-        _scale_kernel[(programs,)](x, factor, out, x.numel(), BLOCK=SCALE_BLOCK, num_warps=4)
+        with on(x):
+            _scale_kernel[(programs,)](x, factor, out, x.numel(), BLOCK=SCALE_BLOCK, num_warps=4)
     return out
 
 
@@ -103,33 +105,34 @@ def policy(
         return
     launch = launch_for(product_nV)
     unused = terms_n.old_logprobs
-    _policy_kernel[(launch.programs,)](
-        product_nV,
-        bias_or(product_nV, head),
-        ids_n,
-        terms_n.old_logprobs,
-        terms_n.advantages,
-        terms_n.policy_scale,
-        unused if terms_n.ref_logprobs is None else terms_n.ref_logprobs,
-        unused if terms_n.kl_scale is None else terms_n.kl_scale,
-        stats_n.logprobs,
-        stats_n.entropy,
-        stats_n.shift,
-        stats_n.log_sum,
-        dlogprobs_n,
-        rows,
-        vocabulary,
-        addressable(product_nV),
-        product_nV.stride(0),
-        1.0 / head.temperature,
-        head.softcap,
-        bounds.low,
-        bounds.high,
-        bounds.dual,
-        SURROGATE=CLIP_WEIGHTS if bounds.cispo else CLIP_TOKENS,
-        HAS_KL=terms_n.kl_scale is not None,
-        **launch.options(head),
-    )
+    with on(product_nV):
+        _policy_kernel[(launch.programs,)](
+            product_nV,
+            bias_or(product_nV, head),
+            ids_n,
+            terms_n.old_logprobs,
+            terms_n.advantages,
+            terms_n.policy_scale,
+            unused if terms_n.ref_logprobs is None else terms_n.ref_logprobs,
+            unused if terms_n.kl_scale is None else terms_n.kl_scale,
+            stats_n.logprobs,
+            stats_n.entropy,
+            stats_n.shift,
+            stats_n.log_sum,
+            dlogprobs_n,
+            rows,
+            vocabulary,
+            addressable(product_nV),
+            product_nV.stride(0),
+            1.0 / head.temperature,
+            head.softcap,
+            bounds.low,
+            bounds.high,
+            bounds.dual,
+            SURROGATE=CLIP_WEIGHTS if bounds.cispo else CLIP_TOKENS,
+            HAS_KL=terms_n.kl_scale is not None,
+            **launch.options(head),
+        )
 
 
 def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:

@@ -44,9 +44,12 @@ class Stats:
 
     @classmethod
     def empty(cls, tokens: int, like: Tensor) -> Stats:
-        """Uninitialised, contiguous, on the device of `like`."""
-        memory = like.new_empty((4, tokens), dtype=torch.float32)
-        logprobs, entropy, shift, log_sum = memory.unbind()
+        """Uninitialised, contiguous, on the device of `like`.
+
+        All four start at multiples of 16 bytes: Triton builds a kernel anew for other pointers.
+        """
+        memory = like.new_empty((4, -(-tokens // 4) * 4), dtype=torch.float32)
+        logprobs, entropy, shift, log_sum = memory[:, :tokens].unbind()
         return cls(logprobs=logprobs, entropy=entropy, shift=shift, log_sum=log_sum)
 
     def __getitem__(self, part: slice | Tensor) -> Stats:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visa_kernels.devices import on
 from visa_kernels.linear_logprobs.head import Head, Stats
 from visa_kernels.linear_logprobs.triton_rows import (
     row_gradient,
@@ -20,7 +21,7 @@ from visa_kernels.linear_logprobs.triton_rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _statistics_kernel(
     x_ptr, bias_ptr, ids_ptr, logprobs_ptr, entropy_ptr, shift_ptr, log_sum_ptr,
     rows, V, W, stride, b, cap,
@@ -38,7 +39,7 @@ def _statistics_kernel(
         tl.store(log_sum_ptr + row, log_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gradient_kernel(
     x_ptr, bias_ptr, ids_ptr, logprobs_ptr, entropy_ptr, shift_ptr, log_sum_ptr, g_ptr,
     g_entropy_ptr, rows, V, W, stride, b, cap,
@@ -120,22 +121,23 @@ def statistics(product_nV: Tensor, ids_n: Tensor, head: Head, stats_n: Stats) ->
     if not rows:
         return
     launch = launch_for(product_nV)
-    _statistics_kernel[(launch.programs,)](
-        product_nV,
-        bias_or(product_nV, head),
-        ids_n,
-        stats_n.logprobs,
-        stats_n.entropy,
-        stats_n.shift,
-        stats_n.log_sum,
-        rows,
-        vocabulary,
-        addressable(product_nV),
-        product_nV.stride(0),
-        1.0 / head.temperature,
-        head.softcap,
-        **launch.options(head),
-    )
+    with on(product_nV):
+        _statistics_kernel[(launch.programs,)](
+            product_nV,
+            bias_or(product_nV, head),
+            ids_n,
+            stats_n.logprobs,
+            stats_n.entropy,
+            stats_n.shift,
+            stats_n.log_sum,
+            rows,
+            vocabulary,
+            addressable(product_nV),
+            product_nV.stride(0),
+            1.0 / head.temperature,
+            head.softcap,
+            **launch.options(head),
+        )
 
 
 def gradient(
@@ -151,25 +153,26 @@ def gradient(
     if not rows:
         return
     launch = launch_for(product_nV)
-    _gradient_kernel[(launch.programs,)](
-        product_nV,
-        bias_or(product_nV, head),
-        ids_n,
-        stats_n.logprobs,
-        stats_n.entropy,
-        stats_n.shift,
-        stats_n.log_sum,
-        dlogprobs_n,
-        dlogprobs_n if dentropy_n is None else dentropy_n,
-        rows,
-        vocabulary,
-        addressable(product_nV),
-        product_nV.stride(0),
-        1.0 / head.temperature,
-        head.softcap,
-        HAS_ENTROPY=dentropy_n is not None,
-        **launch.options(head),
-    )
+    with on(product_nV):
+        _gradient_kernel[(launch.programs,)](
+            product_nV,
+            bias_or(product_nV, head),
+            ids_n,
+            stats_n.logprobs,
+            stats_n.entropy,
+            stats_n.shift,
+            stats_n.log_sum,
+            dlogprobs_n,
+            dlogprobs_n if dentropy_n is None else dentropy_n,
+            rows,
+            vocabulary,
+            addressable(product_nV),
+            product_nV.stride(0),
+            1.0 / head.temperature,
+            head.softcap,
+            HAS_ENTROPY=dentropy_n is not None,
+            **launch.options(head),
+        )
 
 
 def addressable(product_nV: Tensor) -> int:
