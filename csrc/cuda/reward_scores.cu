@@ -2,11 +2,8 @@
 // a time, and turns them into advantages by shuffles. With scale "batch" the last block to finish
 // divides by the deviation of all rewards.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "cpu/reward_terms.h"
+#include "cuda/common.cuh"
 
 namespace visa {
 
@@ -18,8 +15,8 @@ constexpr int kThreads = 128;
 
 __device__ __forceinline__ float one(const void* table, std::int64_t type, std::int64_t at) {
   if (type == 0) return static_cast<const float*>(table)[at];
-  if (type == 1) return __bfloat162float(static_cast<const __nv_bfloat16*>(table)[at]);
-  return __half2float(static_cast<const __half*>(table)[at]);
+  if (type == 1) return to_float(static_cast<const __nv_bfloat16*>(table)[at]);
+  return to_float(static_cast<const __half*>(table)[at]);
 }
 
 struct Power {
@@ -200,8 +197,7 @@ int launch(const RewardJob& job, cudaStream_t stream) {
 }  // namespace visa
 
 // `packed` holds a RewardJob; `lanes` of a warp, 8, 16 or 32, share a group. Returns a cudaError_t.
-extern "C" __attribute__((visibility("default"))) int visa_reward_scores(const void* packed,
-                                                                        int lanes, void* stream) {
+VISA_EXPORT int visa_reward_scores(const void* packed, int lanes, void* stream) {
   const auto& job = *static_cast<const visa::RewardJob*>(packed);
   const auto queue = static_cast<cudaStream_t>(stream);
   if (job.groups == 0) return 0;
