@@ -59,7 +59,7 @@ def skip_unfit(backend: str, dtype: torch.dtype) -> None:
 @each_backend("packed_attention")
 def test_values_and_gradients(backend: str, device: str, causal: bool, window: int | None) -> None:
     dtype = torch.bfloat16 if backend == "varlen" else torch.float32
-    p = problem(sum(LENGTHS), 4, 2, 32, dtype)
+    p = problem(sum(LENGTHS), 2, 1, 32, dtype)
     got = run(p, LENGTHS, backend, device, causal=causal, window=window)
     check_budget(got, p, mask_of(sum(LENGTHS), rule(LENGTHS, causal, window)))
 
@@ -75,7 +75,7 @@ def test_head_sizes_and_types(backend: str, device: str, head_dim: int, dtype: t
     check_budget(run(p, lengths, backend, device), p, mask_of(70, rule(lengths)))
 
 
-@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (3, 3), (6, 2), (8, 1)])
+@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (3, 3), (6, 2), (4, 1)])
 @each_backend("packed_attention")
 def test_grouped_heads(backend: str, device: str, heads: int, kv_heads: int) -> None:
     dtype = torch.float16 if backend == "varlen" else torch.float32

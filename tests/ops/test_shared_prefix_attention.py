@@ -54,12 +54,12 @@ def op_for(layout, backend: str, device: str, scale: float):
 def test_values_and_gradients(backend: str, device: str, dtype: torch.dtype) -> None:
     skip_bf16_dot(backend, device, dtype)
     layout = layout_of(PROMPTS, COMPLETIONS)
-    p = problem(len(layout.position_ids), 4, 2, 32, dtype)
+    p = problem(len(layout.position_ids), 2, 1, 32, dtype)
     got = by_op(p, op_for(layout, backend, device, p.scale), device)
     check_budget(got, p, mask_of(len(p.q), rule(PROMPTS, COMPLETIONS)))
 
 
-@pytest.mark.parametrize("head_dim", [40, 64, 96, 128])
+@pytest.mark.parametrize("head_dim", [40, 128])
 @each_backend("shared_prefix_attention")
 def test_head_sizes(backend: str, device: str, head_dim: int) -> None:
     prompts, completions = (40, 3), ((7, 20), (10,))

@@ -175,11 +175,15 @@ def dkdv_kernel(
     HOIST: tl.constexpr,
 ):
     """dk and dv [splits, N, Hk, HEAD]; split s sums over its share of the query heads."""
-    kv_head = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    if FIELD > 0:
+        # The table begins with the tiles that take longest: of all heads before any other.
+        kv_head = tile % n_kv_heads
+        tile = tile // n_kv_heads
+    kv_head = kv_head.to(tl.int64)
     split = tl.program_id(2).to(tl.int64)
-    first, end, extra_lo, extra_hi = tile_bounds(
-        tiles_ptr, tl.program_id(0), n_tokens, FIELD, BLOCK_N
-    )
+    first, end, extra_lo, extra_hi = tile_bounds(tiles_ptr, tile, n_tokens, FIELD, BLOCK_N)
     if first >= end:
         return
     key = tl.minimum(first + tl.arange(0, BLOCK_N), end - 1)
@@ -319,11 +323,14 @@ def _dkdv(
     n_kv_heads = k.shape[1]
     cut = tiling("dkdv", head_dim, q.dtype, q.device)
     tiles, n_tiles = tiles_of(cu_seqlens, cu_groups, n_tokens, cut.block)
-    splits = head_splits(n_tiles * n_kv_heads, n_heads // n_kv_heads, q.device)
+    # Half of a table's tiles are empty, as it has room for prompts and completions apart.
+    busy = n_tiles if tiles is None else n_tiles // 2
+    splits = head_splits(busy * n_kv_heads, n_heads // n_kv_heads, q.device)
     shape = (splits, n_tokens, n_kv_heads, head_dim)
     dtype = q.dtype if splits == 1 else torch.float32
     dk, dv = (torch.empty(shape, dtype=dtype, device=q.device) for _ in range(2))
-    dkdv_kernel[(n_tiles, n_kv_heads, splits)](
+    grid = (n_tiles, n_kv_heads) if tiles is None else (n_tiles * n_kv_heads, 1)
+    dkdv_kernel[(*grid, splits)](
         q,
         k,
         v,

@@ -36,7 +36,7 @@ def _case(
     kernel: str, pad: int, dtype: str, dot: str, shared: bool, chip: str, targets: tuple[str, ...]
 ) -> tuple[Any, ...]:
     function, field = KERNELS[kernel]
-    cut = table(kernel, pad, TYPES[dtype], chip, dot)
+    cut = table(kernel, pad, TYPES[dtype], chip)
     rows, columns = (cut.inner, cut.block) if kernel == "dkdv" else (cut.block, cut.inner)
     constants = {
         "HEAD": pad,
@@ -75,7 +75,7 @@ def _span_cases() -> Iterator[tuple[Any, ...]]:
     constants = {"CAUSAL": False, "WINDOWED": True, "BLOCK": triton_spans.INTERVAL_BLOCK}
     every = tuple(chip for chips in CHIPS.values() for chip in chips)
     yield "intervals", triton_spans.intervals_kernel, signature, constants, 4, 3, every
-    numbers = dict.fromkeys(("n_tiles", "n_groups", "steps"), "i32")
+    numbers = dict.fromkeys(("n_slots", "n_groups", "steps"), "i32")
     signature = dict.fromkeys(("cu_ptr", "groups_ptr", "tiles_ptr"), "*i32") | numbers
     constants = {"TILE": 128, "BLOCK": triton_spans.INTERVAL_BLOCK}
     yield "tiles", triton_spans.tiles_kernel, signature, constants, 4, 3, every

@@ -83,33 +83,41 @@ def tiles_kernel(
     cu_ptr,
     groups_ptr,
     tiles_ptr,
-    n_tiles,
+    n_slots,
     n_groups,
     steps,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Tiles that cross no prompt or group: [n_tiles, 6], see TILE_FIELDS; unused ones are empty.
+    """Tiles that cross no prompt or group: [2 * n_slots, 6], see TILE_FIELDS; some are empty.
 
-    A unit that starts at token a has the slots from a // TILE + unit on: always enough for it, and
-    known from cu_seqlens alone, so that no host needs to see the lengths.
+    First those of prompts, whose keys every completion of the group sees: what takes longest must
+    not start last. A unit of group g that starts at token a has the slots from a // TILE + g on:
+    always enough for it, and known from cu_seqlens alone, so that no host needs to see the lengths.
     """
-    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_completion = place >= n_slots
+    slot = tl.where(is_completion, place - n_slots, place)
+    odd = is_completion.to(tl.int32)
     low = slot * 0
-    high = low + 2 * n_groups
+    high = low + n_groups
     for _ in range(steps):
         middle = (low + high) // 2
-        fits = _unit_start(cu_ptr, groups_ptr, middle, n_groups) // TILE + middle <= slot
+        start = _unit_start(cu_ptr, groups_ptr, 2 * middle + odd, n_groups)
+        fits = start // TILE + middle <= slot
         low = tl.where(fits, middle, low)
         high = tl.where(fits, high, middle)
-    start = _unit_start(cu_ptr, groups_ptr, low, n_groups)
-    end = _unit_start(cu_ptr, groups_ptr, low + 1, n_groups)
-    first = start + (slot - start // TILE - low) * TILE
-    is_completion = low % 2 == 1
-    prompt = _unit_start(cu_ptr, groups_ptr, tl.where(is_completion, low - 1, low), n_groups)
-    group_end = _unit_start(cu_ptr, groups_ptr, tl.where(is_completion, low, low + 2), n_groups)
-    field = tiles_ptr + slot * 6
-    valid = slot < n_tiles
+    unit = 2 * low + odd
+    start = _unit_start(cu_ptr, groups_ptr, unit, n_groups)
+    end = _unit_start(cu_ptr, groups_ptr, unit + 1, n_groups)
+    nth = slot - start // TILE - low
+    end = tl.where(nth < 0, start, end)
+    first = start + nth * TILE
+    prompt = _unit_start(cu_ptr, groups_ptr, 2 * low, n_groups)
+    group_end = _unit_start(cu_ptr, groups_ptr, 2 * low + 2, n_groups)
+    first = tl.where(nth < 0, start, first)
+    field = tiles_ptr + place * 6
+    valid = place < 2 * n_slots
     tl.store(field, first, mask=valid)
     tl.store(field + 1, tl.minimum(first + TILE, end), mask=valid)
     tl.store(field + 2, tl.where(is_completion, prompt, 0), mask=valid)
@@ -180,15 +188,15 @@ def intervals(cu_seqlens: Tensor, n_tokens: int, causal: bool, window: int) -> T
 def tile_table(cu_seqlens: Tensor, cu_groups: Tensor, n_tokens: int, tile: int) -> Tensor:
     """int32 [n_tiles, 6] for groups of segments; see `tiles_kernel`."""
     n_groups = len(cu_groups) - 1
-    n_tiles = n_tokens // tile + 2 * n_groups
-    tiles = torch.empty(n_tiles, TILE_FIELDS, dtype=torch.int32, device=cu_seqlens.device)
-    tiles_kernel[(triton.cdiv(n_tiles, INTERVAL_BLOCK),)](
+    n_slots = n_tokens // tile + n_groups
+    tiles = torch.empty(2 * n_slots, TILE_FIELDS, dtype=torch.int32, device=cu_seqlens.device)
+    tiles_kernel[(triton.cdiv(2 * n_slots, INTERVAL_BLOCK),)](
         cu_seqlens,
         cu_groups,
         tiles,
-        n_tiles,
+        n_slots,
         n_groups,
-        (2 * n_groups).bit_length(),
+        n_groups.bit_length(),
         TILE=tile,
         BLOCK=INTERVAL_BLOCK,
     )

@@ -44,13 +44,13 @@ def precision() -> str:
 
 def tiling(kernel: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tiling:
     """Tiles of a kernel, "forward", "dq" or "dkdv"."""
-    return table(kernel, pad_of(head_dim), dtype.itemsize, family(device), precision())
+    return table(kernel, pad_of(head_dim), dtype.itemsize, family(device))
 
 
-def table(kernel: str, pad: int, itemsize: int, chip: str, dot: str) -> Tiling:
-    """One entry: padded head size, bytes of an element, row of CHIPS, precision of fp32."""
+def table(kernel: str, pad: int, itemsize: int, chip: str) -> Tiling:
+    """One entry: padded head size, bytes of an element, row of CHIPS."""
     if itemsize == 4:
-        return _in_fp32(kernel, pad, chip, dot)
+        return _in_fp32(kernel, pad, chip)
     if chip == "hip":
         return _on_amd(kernel, pad)
     if kernel == "forward":
@@ -71,7 +71,7 @@ def table(kernel: str, pad: int, itemsize: int, chip: str, dot: str) -> Tiling:
     return Tiling(block=128, inner=64, warps=8, stages=2, hoist=False)
 
 
-def _in_fp32(kernel: str, pad: int, chip: str, dot: str) -> Tiling:
+def _in_fp32(kernel: str, pad: int, chip: str) -> Tiling:
     """Products run without tensor cores, or with tf32: small tiles, little kept in registers."""
     if pad > 128:
         if kernel == "dkdv" and chip != "hip":
@@ -80,9 +80,7 @@ def _in_fp32(kernel: str, pad: int, chip: str, dot: str) -> Tiling:
     if kernel == "forward":
         return Tiling(block=32, inner=32, warps=8, stages=1)
     if kernel == "dkdv" and chip == "sm_80":
-        if dot == "ieee":
-            return Tiling(block=16, inner=32, warps=8, stages=1, hoist=False)
-        return Tiling(block=16, inner=16, warps=4, stages=1, hoist=False)
+        return Tiling(block=16, inner=32, warps=8, stages=1, hoist=False)
     return Tiling(block=32, inner=16, warps=8, stages=1, hoist=False)
 
 
