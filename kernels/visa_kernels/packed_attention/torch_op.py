@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visa_kernels.devices import on
+
 FORWARD = {"triton": "triton_kernel", "sdpa": "sdpa_kernel", "cpu": "cpu_kernel"}
 BACKWARD = {"triton": "triton_backward", "sdpa": "sdpa_kernel", "cpu": "cpu_kernel"}
 
@@ -49,7 +51,9 @@ def _attention(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _module(FORWARD[backend]).forward(q, k, v, cu_seqlens, cu_groups, causal, window, scale)
+    forward = _module(FORWARD[backend]).forward
+    with on(q):
+        return forward(q, k, v, cu_seqlens, cu_groups, causal, window, scale)
 
 
 @_attention.register_fake
@@ -81,9 +85,11 @@ def _attention_backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _module(BACKWARD[backend]).backward(
-        dout, q, k, v, out, lse, spans, cu_seqlens, cu_groups, causal, window, scale
-    )
+    backward = _module(BACKWARD[backend]).backward
+    with on(q):
+        return backward(
+            dout, q, k, v, out, lse, spans, cu_seqlens, cu_groups, causal, window, scale
+        )
 
 
 @_attention_backward.register_fake

@@ -29,7 +29,7 @@ def _dq_step(scores, dout, lse, delta, k, v, acc, PRECISION: tl.constexpr):
     return tl.dot(dscores, k, acc, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def dq_kernel(
     q_ptr,
     k_ptr,
@@ -140,7 +140,7 @@ def _dkdv_step(scores, k_rows_v, q, dout, lse, delta, dk, dv, PRECISION: tl.cons
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def dkdv_kernel(
     q_ptr,
     k_ptr,

@@ -40,7 +40,7 @@ def _softmax_step(scores, row_max, row_sum, acc, v, PRECISION: tl.constexpr):
     return new_max, row_sum, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def forward_kernel(
     q_ptr,
     k_ptr,

@@ -32,7 +32,7 @@ def _segment_of(cu_ptr, positions, n_segments, steps):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens", "n_segments", "steps", "window"])
 def intervals_kernel(
     cu_ptr,
     spans_ptr,
@@ -78,7 +78,7 @@ def _unit_start(cu_ptr, groups_ptr, unit, n_groups):
     return tl.load(cu_ptr + segment).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_slots", "n_groups", "steps"])
 def tiles_kernel(
     cu_ptr,
     groups_ptr,
