@@ -4,6 +4,7 @@ Triton kernels come from each op's `compile_cases()`, with the tile sizes that t
 CUDA sources are all of csrc/cuda. Prints a table of registers, shared memory and spills, and ends
 with status 1 where something failed to build or spills. What cannot be built here, for want of
 triton or nvcc, is said and left out. Results are kept in build/compile_gate and Triton's own cache.
+With --spread, half the builds: every case, and every chip, but not every case on every chip.
 
 A case is (name, kernel, signature, constants, num_warps, num_stages) and, where its tile sizes are
 those of some chips only, a tuple of their names. The signature maps argument names to Triton types
@@ -76,6 +77,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--target", action="append", default=[], help=f"of {', '.join(TRITON_TARGETS)}, sm_90a"
     )
+    parser.add_argument(
+        "--spread", action="store_true", help="fewer builds: each case on sm_90 and one more chip"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     return parser.parse_args(arguments)
@@ -94,6 +98,17 @@ def cases(module: str) -> list[tuple[Any, ...]]:
     return list(found()) if found else []
 
 
+def chips(case: tuple[Any, ...], index: int, spread: bool) -> tuple[str, ...]:
+    """Chips to build a case for; spread, the others take turns from case to case."""
+    every = tuple(case[6] if len(case) > 6 else TRITON_TARGETS)
+    if not spread:
+        return every
+    others = [chip for chip in every if chip != "sm_90"]
+    if len(every) <= 2:
+        return (every[index % len(every)],)
+    return ("sm_90", others[index % len(others)])
+
+
 def build_triton(options: argparse.Namespace) -> tuple[list[Row], str | None]:
     """Every Triton kernel for every chip, in as many processes as there are cores."""
     try:
@@ -105,7 +120,7 @@ def build_triton(options: argparse.Namespace) -> tuple[list[Row], str | None]:
         for module in modules()
         if not options.op or module.split(".")[1] in options.op
         for index, case in enumerate(cases(module))
-        for target in (case[6] if len(case) > 6 else TRITON_TARGETS)
+        for target in chips(case, index, options.spread)
         if not options.target or target in options.target
     ]
     key = digest([*Path(visa_kernels.__file__).parent.rglob("triton_*.py")], triton.__version__)
