@@ -13,8 +13,8 @@ from bench.registry import Case
 COPY, GEMM = "ceiling:copy", "ceiling:gemm"
 """Names of the ceilings among the contenders of a round."""
 
-GEMM_SHAPES = {"cpu": (1024, 1024, 4096), "cuda": (8192, 4096, 16384)}
-"""M, K, N of the matrix product. On a CPU about 0.1 s on one core."""
+GEMM_SHAPES = {"cpu": (2048, 2048, 2048), "cuda": (8192, 4096, 16384)}
+"""M, K, N of the matrix product. On a CPU about 0.2 s on one core."""
 
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 """Size of the tensor that is copied: well past the caches."""

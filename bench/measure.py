@@ -138,7 +138,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _add_memory(row: Row, run: timing.Run, device: str) -> None:
-    run()
+    """Of one call; what a first call sets up is there since the gate."""
     used = memory.of_call(run, device)
     if used is not None:
         row["peak_mib"] = round(used.peak / 2**20, 3)

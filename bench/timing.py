@@ -17,6 +17,9 @@ import torch
 Run = Callable[[], Any]
 
 WARMUPS = 3
+SLOW = 0.3
+"""Seconds of a call that one more run is warm-up enough for: it has run in the gate before."""
+
 SLICE = 2e-4
 """A contender's turn is repeated until it lasts about this many seconds (on a CPU)."""
 
@@ -57,9 +60,11 @@ def _no_collection() -> Iterator[None]:
 
 class _OnCpu:
     def warm_up(self, run: Run) -> int:
-        """Run a few times; how often to repeat it in a turn."""
+        """Run a few times, a slow one once; how often to repeat it in a turn."""
         for _ in range(WARMUPS):
             took = self.seconds(run, 1)
+            if took > SLOW:
+                break
         return int(min(max(SLICE / max(took, 1e-9), 1), 1000))
 
     def seconds(self, run: Run, repeats: int) -> float:
