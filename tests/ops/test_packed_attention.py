@@ -157,6 +157,8 @@ def test_bad_arguments() -> None:
         packed_attention(q, k[:3], k[:3], cu)
     with pytest.raises(ValueError, match="multiple of the key heads"):
         packed_attention(q, k.expand(4, 3, 8), k.expand(4, 3, 8), cu)
+    with pytest.raises(ValueError, match="from 1 to 256"):
+        packed_attention(q.repeat(1, 1, 40), k.repeat(1, 1, 40), k.repeat(1, 1, 40), cu)
     with pytest.raises(ValueError, match="one floating type"):
         packed_attention(q, k.half(), k.half(), cu)
     for wrong in ([0, 3], [1, 4], [0, 5, 4]):

@@ -9,14 +9,19 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+MAX_HEAD_DIM = 256
+"""What the tiles of a GPU hold."""
+
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise ValueError unless q is [N, H, D] and k, v are [N, Hk, D] with H a multiple of Hk."""
+    """Raise ValueError unless q is [N, H, D], k and v are [N, Hk, D] and H a multiple of Hk."""
     shapes = f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
         raise ValueError(f"q must be [N, H, D], k and v [N, Hk, D], {shapes}")
     if not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(f"the query heads H must be a multiple of the key heads Hk, {shapes}")
+    if not 1 <= q.shape[-1] <= MAX_HEAD_DIM:
+        raise ValueError(f"head sizes D from 1 to {MAX_HEAD_DIM} are supported, {shapes}")
     if q.dtype not in FLOATS or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             "q, k and v must have one floating type of 16, 32 or 64 bits, "
