@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import setuptools
 from visa_kernels import backend as backends
 from visa_kernels import cuda_library
 
+OPENMP = re.compile(r"/lib[gi]?omp[-.\w]*so")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -121,13 +123,26 @@ def test_wide_instructions_stay_in_their_namespaces() -> None:
     assert {name for name in wide if "isa_avx" not in name} == set()
 
 
-def test_the_extension_uses_the_openmp_of_torch() -> None:
-    """Two OpenMP libraries would mean two pools of threads that fight for the cores."""
+def test_the_extension_uses_the_openmp_of_torch(repo: Path) -> None:
+    """Two OpenMP libraries would mean two pools of threads that fight for the cores.
+
+    In a process of its own, since other packages bring theirs.
+    """
     if reason := backends.why_no_extension():
         pytest.skip(reason)
-    maps = Path("/proc/self/maps")
-    if not maps.is_file():
+    if not Path("/proc/self/maps").is_file():
         pytest.skip("no /proc/self/maps")
-    files = {line.split()[-1] for line in maps.read_text("utf-8").splitlines()}
-    pools = {os.path.realpath(name) for name in files if re.search(r"/lib[gi]?omp[-.\w]*so", name)}
+    code = (
+        "import visa_kernels, torch\n"
+        "x = visa_kernels.token_logprobs(torch.zeros(9000, 9), torch.zeros(9000).long())\n"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps')}, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(repo / "kernels")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pools = {os.path.realpath(name) for name in done.stdout.split() if OPENMP.search(name)}
     assert len(pools) == 1, pools
