@@ -17,6 +17,7 @@ constexpr int kGrpoMetrics = 9;
 
 enum GrpoSurrogate { kClipTokens, kClipSequences, kClipWeights };
 enum GrpoCorrection { kNoCorrection, kTokenWeights, kProductWeight, kGeometricWeight };
+constexpr std::int64_t kDoubleScores = 3;  // scores_type beside those of dtypes.h
 enum GrpoScale { kGiven, kScaleGroup, kScaleBatch, kScaleNone };
 
 // Arguments of one call. Every field has 8 bytes, in the order in which

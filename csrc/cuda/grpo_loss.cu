@@ -62,6 +62,11 @@ __device__ T over_block(T x, const Combine& combine) {
   return x;
 }
 
+__device__ double score_of(const GrpoJob& job, std::int64_t row) {
+  if (job.scores_type == kDoubleScores) return static_cast<const double*>(job.scores)[row];
+  return read(job.scores, job.scores_type, row);
+}
+
 // Rewards of the rows for which `member` holds: their spread about the mean, shifted by the lowest.
 struct Spread {
   double lowest, total, mean, deviation;
@@ -73,9 +78,7 @@ __device__ Spread spread_of(const GrpoJob& job, std::int64_t begin, std::int64_t
   const auto counts = [&](std::int64_t i) {
     return member(i) && (job.score_mask == nullptr || job.score_mask[i] != 0);
   };
-  const auto reward = [&](std::int64_t i) {
-    return static_cast<double>(read(job.scores, job.scores_type, i));
-  };
+  const auto reward = [&](std::int64_t i) { return score_of(job, i); };
   double lowest = INFINITY, count = 0.0, total = 0.0, squares = 0.0;
   for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
     if (!counts(i)) continue;
@@ -102,8 +105,8 @@ __device__ double batch_deviation(const GrpoJob& job) {
 }
 
 __device__ float advantage_of(const GrpoJob& job, std::int64_t row, double batch) {
-  const float score = read(job.scores, job.scores_type, row);
-  if (job.scale == kGiven) return score;
+  const double score = score_of(job, row);
+  if (job.scale == kGiven) return static_cast<float>(score);
   const std::int64_t begin = job.group_ids != nullptr ? 0 : row / job.group_size * job.group_size;
   const std::int64_t end = job.group_ids != nullptr ? job.rows : begin + job.group_size;
   const Spread s = spread_of(job, begin, end, [&](std::int64_t i) {
@@ -111,7 +114,7 @@ __device__ float advantage_of(const GrpoJob& job, std::int64_t row, double batch
   });
   if (job.score_mask != nullptr && job.score_mask[row] == 0) return 0.0f;
   // A reward that is not finite makes the total so, and 0 * total NaN.
-  const double centred = static_cast<double>(score) - s.lowest - s.mean + 0.0 * s.total;
+  const double centred = score - s.lowest - s.mean + 0.0 * s.total;
   if (job.scale == kScaleNone) return static_cast<float>(centred);
   return static_cast<float>(centred / ((job.scale == kScaleGroup ? s.deviation : batch) + job.eps));
 }

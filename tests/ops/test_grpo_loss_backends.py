@@ -122,6 +122,15 @@ def test_rewards_in_give_what_their_advantages_give(
 
 
 @on_every_backend
+def test_float64_rewards_keep_their_digits(backend: str, device: str) -> None:
+    b = Batch((4, 2, 1, 5)).rounded(torch.float32)
+    rewards = 1e6 + 1e-3 * torch.randn(4, dtype=torch.float64)
+    a = b.arguments("dapo", advantages=group_advantages(rewards, group_size=4))
+    into = on(device, {k: v for k, v in a.items() if k != "advantages"}, torch.float32)
+    assert_close(run(into | {"rewards": rewards.to(device), "group_size": 4}, backend), a)
+
+
+@on_every_backend
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_one_batch_equals_its_micro_batches(backend: str, device: str, loss_type: str) -> None:
     b = Batch()

@@ -18,6 +18,7 @@ _SURROGATES = {
     reference.clip_weights: 2,
 }
 _CORRECTIONS = {"none": 0, "token": 1, "product": 2, "geometric": 3}
+DOUBLE_SCORES = 3
 _SCALES = {"given": 0, "group": 1, "batch": 2, "none": 3}
 
 
@@ -66,7 +67,9 @@ class Job:
             None if x is None else _plain(x)
             for x in (logprobs, old_logprobs, ref_logprobs, sampler_logprobs, entropy)
         ]
-        scores, ids = _plain(scores), None if group_ids is None else group_ids.to(torch.int64)
+        wide = scores.dtype == torch.float64
+        scores = scores.contiguous() if wide else _plain(scores)
+        ids = None if group_ids is None else group_ids.to(torch.int64)
         self.tensors = [
             *typed, _bytes(mask), scores, None if ids is None else ids.contiguous(),
             _bytes(reward_mask), cu_seqlens.contiguous(),
@@ -80,7 +83,7 @@ class Job:
             len(logprobs),
             len(cu_seqlens) - 1,
             *[0 if x is None else CODES[x.dtype] for x in typed],
-            CODES[scores.dtype],
+            DOUBLE_SCORES if wide else CODES[scores.dtype],
             cu_seqlens.dtype == torch.int64,
             _SCALES[advantage_scale],
             group_size,

@@ -6,6 +6,9 @@ METRICS. The backward pass multiplies the second by the gradient of the first.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,7 +56,7 @@ def run(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Call the operator on a kernel's name; the loss, and a dict of the metrics in use."""
     given = isinstance(normalizer, Tensor)
-    loss, _, values = _grpo_loss(
+    arguments = (
         logprobs,
         old_logprobs,
         scores,
@@ -80,6 +83,10 @@ def run(
         group_size or 0,
         backend,
     )
+    if torch.compiler.is_compiling():
+        loss, _, values = _grpo_loss(*arguments)
+    else:
+        loss, values = _Loss.apply(*arguments)
     named = dict(zip(METRICS, values.detach().unbind(), strict=True))
     used = {
         "correction_capped_frac": sampler_correction != "none",
@@ -89,8 +96,7 @@ def run(
     return loss, {name: value for name, value in named.items() if used.get(name, True)}
 
 
-@torch.library.custom_op("visa_kernels::grpo_loss", mutates_args=())
-def _grpo_loss(
+def _forward(
     logprobs: Tensor,
     old_logprobs: Tensor,
     scores: Tensor,
@@ -117,13 +123,7 @@ def _grpo_loss(
     group_size: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "cpu":
-        from visa_kernels.grpo_loss import cpu_kernel as kernel
-    elif backend == "cuda":
-        from visa_kernels.grpo_loss import cuda_kernel as kernel
-    else:
-        from visa_kernels.grpo_loss import triton_kernel as kernel
-    return kernel.grpo_loss(
+    return _kernel(backend)(
         logprobs,
         old_logprobs,
         scores,
@@ -151,6 +151,14 @@ def _grpo_loss(
     )
 
 
+@cache
+def _kernel(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return importlib.import_module(f"visa_kernels.grpo_loss.{backend}_kernel").grpo_loss
+
+
+_grpo_loss = torch.library.custom_op("visa_kernels::grpo_loss", _forward, mutates_args=())
+
+
 @_grpo_loss.register_fake
 def _(logprobs: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return (
@@ -173,3 +181,34 @@ def _scale_gradient(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[A
 
 
 _grpo_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+
+
+class _Loss(torch.autograd.Function):
+    """The operator with its gradient, for eager mode.
+
+    torch's own wrapper, which compilers need, reads the schema once per argument and its time grows
+    with the square of their number: 0.12 ms a call here, more than the loss of a short batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        # Plain tensors need no dispatch; fake ones, and other subclasses, do.
+        operator = _forward if type(arguments[0]) in PLAIN else _grpo_loss
+        loss, dlogprobs, metrics = operator(*arguments)
+        _keep_gradient(ctx, arguments, (loss, dlogprobs))
+        ctx.mark_non_differentiable(metrics)
+        return loss, metrics
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Any, ...]:
+        if grad_loss is None or torch._C._autograd._get_current_graph_task_keep_graph():
+            return _scale_gradient(ctx, grad_loss)
+        # Nothing will read the saved gradient again: it is scaled in place, and not at all by the 1
+        # of loss.backward() where that is known without a sync.
+        (dlogprobs,) = ctx.saved_tensors
+        if type(grad_loss) is not Tensor or grad_loss.is_cuda or grad_loss.item() != 1.0:
+            dlogprobs.mul_(grad_loss)
+        return dlogprobs.to(ctx.dtype), *([None] * 24)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
