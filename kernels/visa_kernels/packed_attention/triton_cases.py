@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from visa_kernels.packed_attention import triton_backward, triton_kernel, triton_spans
-from visa_kernels.packed_attention.triton_tiles import CHIPS, PADS, table
+from visa_kernels.packed_attention.triton_tiles import CHIPS, table
 
 KERNELS = {
     "forward": (triton_kernel.forward_kernel, triton_kernel.PROMPT_FIELD),
@@ -16,24 +16,24 @@ KERNELS = {
 TYPES = {"bf16": 2, "fp32": 4}
 """fp16 takes the same tiles and registers as bf16."""
 
+HEADS = (("bf16", 32), ("bf16", 64), ("bf16", 128), ("fp32", 128))
+"""Types and padded head sizes that are built each time; there are tiles up to 256."""
+
 
 def cases() -> Iterator[tuple[Any, ...]]:
     """(name, kernel, signature, constants, warps, stages, chips); see bench/compile_gate.py.
 
-    With a shared prompt everywhere, which needs the most registers, and once without.
+    With a shared prompt, which needs the most registers.
     """
     yield from _span_cases()
     for chip, targets in CHIPS.items():
         for kernel in KERNELS:
-            for pad in PADS[1:]:
-                yield _case(kernel, pad, "bf16", "ieee", True, chip, targets)
-            for pad, dot in ((64, "ieee"), (128, "ieee"), (128, "tf32"), (256, "ieee")):
-                yield _case(kernel, pad, "fp32", dot, True, chip, targets)
-            yield _case(kernel, 64, "bf16", "ieee", False, chip, targets)
+            for dtype, pad in HEADS:
+                yield _case(kernel, pad, dtype, chip, targets)
 
 
 def _case(
-    kernel: str, pad: int, dtype: str, dot: str, shared: bool, chip: str, targets: tuple[str, ...]
+    kernel: str, pad: int, dtype: str, chip: str, targets: tuple[str, ...]
 ) -> tuple[Any, ...]:
     function, field = KERNELS[kernel]
     cut = table(kernel, pad, TYPES[dtype], chip)
@@ -43,16 +43,13 @@ def _case(
         "PAD": pad,
         "BLOCK_M": rows,
         "BLOCK_N": columns,
-        "FIELD": field if shared else 0,
-        "PRECISION": dot,
+        "FIELD": field,
+        "PRECISION": "ieee",
         "HOIST": cut.hoist,
     }
     constants = {name: constants[name] for name in function.arg_names if name in constants}
     signature = {name: _type(name, dtype) for name in function.arg_names if name not in constants}
-    if not shared:
-        signature["tiles_ptr"] = None
-    what = f"{kernel} {pad} {dtype}" + (" tf32" if dot == "tf32" else "")
-    name = f"{what} {rows}x{columns}" + ("" if shared else " packed")
+    name = f"{kernel} {pad} {dtype} {rows}x{columns}"
     return name, function, signature, constants, cut.warps, cut.stages, targets
 
 

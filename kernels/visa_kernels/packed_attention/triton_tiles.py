@@ -28,9 +28,6 @@ class Tiling:
 CHIPS = {"sm_80": ("sm_80",), "sm_90": ("sm_90", "sm_100"), "hip": ("gfx942",)}
 """Rows of the table, and the chips of the compile gate that use them."""
 
-PADS = (16, 32, 64, 128, 256)
-"""Head sizes after padding."""
-
 
 def pad_of(head_dim: int) -> int:
     """Smallest power of two that holds the head and that tl.dot takes."""
