@@ -111,7 +111,7 @@ def bar_label(title: str, row: Row) -> str:
 
 def colour(row: Row) -> str:
     """Ours, plain torch, or a peer."""
-    if row["provider"] in table.OURS:
+    if table.is_ours(row["provider"]):
         return OURS_COLOUR
     return PEER_COLOUR if row.get("package", "torch") != "torch" else TORCH_COLOUR
 

@@ -14,7 +14,7 @@ Result = dict[str, Any]
 Row = dict[str, Any]
 
 OURS = ("cpu", "triton", "cuda")
-"""Providers that are ours; what other backends we have is plain torch."""
+"""Providers that are ours, by their name up to a hyphen; our other backends are plain torch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,9 +84,14 @@ def best_floor(row: Row) -> float:
     return row.get("graph_floor_fraction", row["floor_fraction"])
 
 
+def is_ours(provider: str) -> bool:
+    """Whether a provider is one of our kernels."""
+    return provider.split("-")[0] in OURS
+
+
 def named(provider: str, row: Row, result: Result) -> str:
     """The provider with the version of the package whose code runs."""
-    package = row.get("package", "visa-core" if provider in OURS else "torch")
+    package = row.get("package", "visa-core" if is_ours(provider) else "torch")
     version = result["versions"].get(package)
     label = "ours" if package == "visa-core" else package
     return f"{provider} ({label} {version})" if version else provider
