@@ -20,7 +20,7 @@ import pytest
 
 from visa_kernels.backend import extension_status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the C++ is built from nothing
 
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 FOLDERS = ("visa_core", "kernels", "trainers", "csrc")
