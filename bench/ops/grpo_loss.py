@@ -110,6 +110,7 @@ register(
             case(64, 1024, headline=True),
             case(128, 34),
             case(128, 1536),
+            case(4096, 64),
         ),
         providers={
             "reference": backend("reference"),
