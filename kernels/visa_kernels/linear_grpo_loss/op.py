@@ -62,8 +62,7 @@ def linear_grpo_loss(
                          gradient 1 (a RuntimeError says so): put factors into `normalizer`
     metrics_for_skipped  False leaves rows of zero advantage without KL out of the metrics, and
                          their logits are never made. True needs their logprobs
-    skip_rows            False takes every token through everything: no host sync on a GPU, so the
-                         call can be captured in a CUDA graph
+    skip_rows            False takes every token through everything: no host sync on a GPU
     chunk_tokens         tokens whose logits are in memory at once; None: chosen from the size of V
                          and the free memory (`linear_logprobs.chunks`)
     backend              reference, chunked (plain torch, chunk by chunk), cpu or triton
