@@ -18,6 +18,8 @@ PAGE = 1024
 
 _by_stream: dict[tuple[int, int], Tensor] = {}
 _pages: dict[int, list[Tensor]] = {}
+_in_graphs: list[Tensor] = []
+"""Sets that graphs hold the addresses of: kept for as long as the process runs."""
 
 
 def counters(device: torch.device) -> Tensor:
@@ -36,10 +38,13 @@ def counters(device: torch.device) -> Tensor:
 
 
 def _slot(device: torch.device, index: int) -> Tensor:
-    """A counter that no other launch has. Without a warm-up run, or when a page is used up, it
+    """A set that no other launch has. Without a warm-up run, or when a page is used up, it
     comes from the graph's own memory, and is set to 0 by each replay."""
     free = _pages.get(index)
-    return free.pop() if free else torch.zeros(SIZE, dtype=torch.int32, device=device)
+    if not free:
+        return torch.zeros(SIZE, dtype=torch.int32, device=device)
+    _in_graphs.append(free.pop())
+    return _in_graphs[-1]
 
 
 def _page(device: torch.device) -> list[Tensor]:

@@ -12,7 +12,7 @@ from visa_kernels.grpo_loss.job import Job
 
 
 def grpo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, scores: Tensor, cu_seqlens: Tensor, **others: Any
+    logprobs: Tensor, old_logprobs: Tensor, scores: Tensor, cu_seqlens: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, dloss/dlogprobs [N] and metrics, all float32.
 
@@ -20,11 +20,11 @@ def grpo_loss(
     """
     from visa_kernels import _C
 
-    job = Job(logprobs, old_logprobs, scores, cu_seqlens, **others)
+    job = Job(logprobs, old_logprobs, scores, cu_seqlens, *others)
     wrong = _C.grpo_loss(job.packed)
     if wrong == "cu_seqlens":
         raise ValueError(row_bounds_complaint(cu_seqlens, len(logprobs)))
     if wrong:
-        refuse_non_finite(scores, others["reward_mask"])
+        refuse_non_finite(scores, job.reward_mask)
         raise ValueError("rewards must be finite in float32")
     return job.results

@@ -13,32 +13,24 @@ from visa_kernels.grpo_loss.job import Job
 
 SLOTS = 12
 """Sums that each block leaves."""
-MAX_BLOCKS, MAX_BLOCKS_BATCH = 1056, 528
-"""8 blocks for each of 132 multiprocessors; fewer where each block reads all rewards."""
+MAX_BLOCKS = 1056
+"""8 blocks for each of 132 multiprocessors."""
 
 
 def grpo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    scores: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    advantage_scale: str,
-    **others: Any,
+    logprobs: Tensor, old_logprobs: Tensor, scores: Tensor, cu_seqlens: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, dloss/dlogprobs [N] and metrics, all float32."""
+    """Loss, dloss/dlogprobs [N] and metrics, all float32; arguments as `Job` takes them."""
     rows, device = len(cu_seqlens) - 1, logprobs.device
-    limit = MAX_BLOCKS_BATCH if advantage_scale == "batch" else MAX_BLOCKS
-    blocks = max(1, min(rows, limit))
+    blocks = max(1, min(rows, MAX_BLOCKS))
     job = Job(
         logprobs,
         old_logprobs,
         scores,
         cu_seqlens,
-        advantage_scale=advantage_scale,
+        *others,
         scratch=torch.empty(SLOTS * blocks, dtype=torch.float32, device=device),
         counters=ticket.counters(device),
-        **others,
     )
     cuda_library.launch(
         "visa_grpo_loss",

@@ -34,7 +34,6 @@ class Job:
         old_logprobs: Tensor,
         scores: Tensor,
         cu_seqlens: Tensor,
-        *,
         normalizer: Tensor | None,
         ref_logprobs: Tensor | None,
         sampler_logprobs: Tensor | None,
@@ -55,12 +54,14 @@ class Job:
         advantage_scale: str,
         advantage_eps: float,
         group_size: int,
+        *,
         scratch: Tensor | None = None,
         counters: Tensor | None = None,
     ) -> None:
         def new(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=logprobs.device)
 
+        self.reward_mask = reward_mask
         self.results = (new(), new(len(logprobs)), new(len(METRICS)))
         loss, dlogprobs, metrics = self.results
         typed = [

@@ -83,11 +83,12 @@ def run(
         group_size or 0,
         backend,
     )
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(logprobs) not in PLAIN:
         loss, _, values = _grpo_loss(*arguments)
+        values = values.detach()
     else:
-        loss, values = _Loss.apply(*arguments)
-    named = dict(zip(METRICS, values.detach().unbind(), strict=True))
+        loss, values = _Loss.apply(logprobs, arguments)
+    named = dict(zip(METRICS, values.unbind(), strict=True))
     used = {
         "correction_capped_frac": sampler_correction != "none",
         "ref_kl": ref_logprobs is not None,
@@ -128,26 +129,26 @@ def _forward(
         old_logprobs,
         scores,
         cu_seqlens,
-        normalizer=normalizer,
-        ref_logprobs=ref_logprobs,
-        sampler_logprobs=sampler_logprobs,
-        entropy=entropy,
-        mask=mask,
-        group_ids=group_ids,
-        reward_mask=reward_mask,
-        loss_type=loss_type,
-        divisor=divisor,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        clip_dual=clip_dual,
-        kl_beta=kl_beta,
-        sampler_correction=sampler_correction,
-        sequence_weight=sequence_weight,
-        correction_low=correction_low,
-        correction_cap=correction_cap,
-        advantage_scale=advantage_scale,
-        advantage_eps=advantage_eps,
-        group_size=group_size,
+        normalizer,
+        ref_logprobs,
+        sampler_logprobs,
+        entropy,
+        mask,
+        group_ids,
+        reward_mask,
+        loss_type,
+        divisor,
+        clip_low,
+        clip_high,
+        clip_dual,
+        kl_beta,
+        sampler_correction,
+        sequence_weight,
+        correction_low,
+        correction_cap,
+        advantage_scale,
+        advantage_eps,
+        group_size,
     )
 
 
@@ -184,31 +185,30 @@ _grpo_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
 class _Loss(torch.autograd.Function):
-    """The operator with its gradient, for eager mode.
+    """The kernel with its gradient, for plain tensors in eager mode.
 
-    torch's own wrapper, which compilers need, reads the schema once per argument and its time grows
-    with the square of their number: 0.12 ms a call here, more than the loss of a short batch.
+    torch's own wrapper of operators, which compilers and tensor subclasses need, reads the schema
+    once per argument, and its time grows with the square of their number: 0.12 ms a call here, more
+    than the loss of a short batch.
     """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        # Plain tensors need no dispatch; fake ones, and other subclasses, do.
-        operator = _forward if type(arguments[0]) in PLAIN else _grpo_loss
-        loss, dlogprobs, metrics = operator(*arguments)
+    def forward(ctx: Any, logprobs: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        loss, dlogprobs, metrics = _kernel(arguments[-1])(*arguments[:-1])
         _keep_gradient(ctx, arguments, (loss, dlogprobs))
         ctx.mark_non_differentiable(metrics)
         return loss, metrics
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, None]:
         if grad_loss is None or torch._C._autograd._get_current_graph_task_keep_graph():
-            return _scale_gradient(ctx, grad_loss)
+            return _scale_gradient(ctx, grad_loss)[0], None
         # Nothing will read the saved gradient again: it is scaled in place, and not at all by the 1
         # of loss.backward() where that is known without a sync.
         (dlogprobs,) = ctx.saved_tensors
         if type(grad_loss) is not Tensor or grad_loss.is_cuda or grad_loss.item() != 1.0:
             dlogprobs.mul_(grad_loss)
-        return dlogprobs.to(ctx.dtype), *([None] * 24)
+        return dlogprobs.to(ctx.dtype), None
 
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -253,7 +253,6 @@ def grpo_loss(
     old_logprobs: Tensor,
     scores: Tensor,
     cu_seqlens: Tensor,
-    *,
     normalizer: Tensor | None,
     ref_logprobs: Tensor | None,
     sampler_logprobs: Tensor | None,
