@@ -71,9 +71,9 @@ def check_shapes(
         raise ValueError(f"logprobs must be [N], got {tuple(logprobs.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be integers, got {cu_seqlens.dtype}; int32 or int64")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 1:
+    if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
         raise ValueError(f"cu_seqlens must be [B + 1], got {tuple(cu_seqlens.shape)}")
-    rows = len(cu_seqlens) - 1
+    rows = cu_seqlens.numel() - 1
     for name, scores in per_row.items():
         if scores.shape != (rows,):
             raise ValueError(

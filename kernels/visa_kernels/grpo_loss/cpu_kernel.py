@@ -23,7 +23,7 @@ def grpo_loss(
     job = Job(logprobs, old_logprobs, scores, cu_seqlens, *others)
     wrong = _C.grpo_loss(job.packed)
     if wrong == "cu_seqlens":
-        raise ValueError(row_bounds_complaint(cu_seqlens, len(logprobs)))
+        raise ValueError(row_bounds_complaint(cu_seqlens, logprobs.numel()))
     if wrong:
         refuse_non_finite(scores, job.reward_mask)
         raise ValueError("rewards must be finite in float32")

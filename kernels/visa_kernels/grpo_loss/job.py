@@ -62,7 +62,7 @@ class Job:
             return torch.empty(shape, dtype=torch.float32, device=logprobs.device)
 
         self.reward_mask = reward_mask
-        self.results = (new(), new(len(logprobs)), new(len(METRICS)))
+        self.results = (new(), new(logprobs.numel()), new(len(METRICS)))
         loss, dlogprobs, metrics = self.results
         typed = [
             None if x is None else _plain(x)
@@ -81,8 +81,8 @@ class Job:
         level = "token" if sampler_correction.startswith("token") else sequence_weight
         self.packed = _LAYOUT.pack(
             *[0 if x is None else x.data_ptr() for x in self.tensors],
-            len(logprobs),
-            len(cu_seqlens) - 1,
+            logprobs.numel(),
+            cu_seqlens.numel() - 1,
             *[0 if x is None else CODES[x.dtype] for x in typed],
             DOUBLE_SCORES if wide else CODES[scores.dtype],
             cu_seqlens.dtype == torch.int64,
