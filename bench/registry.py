@@ -116,9 +116,13 @@ _ops: dict[str, Op] = {}
 
 
 def register(op: Op) -> None:
-    """Add an op; names are unique."""
+    """Add an op; its name is unique, and so are its cases' names."""
     if op.name in _ops:
         raise ValueError(f"op {op.name!r} is registered twice")
+    names = [case.name for case in op.cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"op {op.name!r} has several cases named {', '.join(twice)}")
     _ops[op.name] = op
 
 

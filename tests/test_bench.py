@@ -294,6 +294,9 @@ def test_names_are_checked(tmp_path: Path) -> None:
         runner.main(["--op", "pakcing", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="registered twice"):
         registry.register(registry.ops(("packing",))[0])
+    case = registry.ops(("packing",))[0].cases[0]
+    with pytest.raises(ValueError, match="several cases named n=64"):
+        registry.register(registry.Op(name="other", cases=(case, case), providers={}))
 
 
 def test_tables_and_pictures_name_both_sides(

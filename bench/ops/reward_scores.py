@@ -38,9 +38,13 @@ def case(rows: int, dtype: str) -> Case:
     size = getattr(torch, dtype).itemsize
     moved = rows * ((DIMS + 2 * LABELS) * size + 4 * DIMS + 4 + 1 + 7 * 4 + 1)
     return Case(
-        name=f"B={rows}", build=build, bytes_moved=moved, dtype=dtype, graph=True,
+        name=f"B={rows}" + ("" if dtype == "float32" else f",{dtype}"),
+        build=build,
+        bytes_moved=moved,
+        dtype=dtype,
+        graph=True,
         headline=rows == 4096,
-    )  # fmt: skip
+    )
 
 
 def written_out(
