@@ -33,7 +33,7 @@ class Sizes:
     held_out: int = 250
     base_steps: int = 450
     sft_steps: int = 300
-    grpo_steps: int = 220
+    grpo_steps: int = 180
     scorer_epochs: int | None = None
 
 
@@ -162,7 +162,7 @@ def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: i
         temperature=TEMPERATURE,
         loss_type="dr_grpo",
         advantage_scale="batch",
-        reward=RewardConfig(distance_weight=0.3, repetition_weight=1.0, batch_size=128),
+        reward=RewardConfig(distance_weight=0.3, repetition_weight=4.0, batch_size=128),
         **REWRITER,
     )
 
