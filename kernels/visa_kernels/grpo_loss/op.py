@@ -18,7 +18,7 @@ SEQUENCE_WEIGHTS = tuple(reference.SEQUENCE_WEIGHTS)
 
 def grpo_loss(
     logprobs: Tensor,
-    old_logprobs: Tensor,
+    old_logprobs: Tensor | None = None,
     advantages: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     *,
@@ -48,7 +48,8 @@ def grpo_loss(
 
     logprobs          [N] of the policy in training; the loss is differentiable in these alone, and
                       once: their gradient is made in the forward pass and scaled in the backward
-    old_logprobs      [N] of the policy before this step's updates
+    old_logprobs      [N] of the policy before this step's updates; None for the first of them,
+                      when that policy is the one in training and every ratio is 1
     advantages        [B] one per row; or in place of them
     rewards           [B] one per row, with group_size, group_ids, advantage_scale, advantage_eps
                       and reward_mask (its mask) as `group_advantages` takes them
@@ -99,6 +100,8 @@ def grpo_loss(
     checks.check_bounds(loss_type, clip_dual, correction_low, correction_cap)
     if cu_seqlens is None:
         raise ValueError("grpo_loss needs cu_seqlens, [B + 1]")
+    if old_logprobs is None:
+        old_logprobs = logprobs.detach()
     checks.check_shapes(
         logprobs,
         cu_seqlens,

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from visa_kernels.grpo_loss.op import grpo_loss
-from visa_kernels.linear_grpo_loss import plan, torch_op
+from visa_kernels.linear_grpo_loss import on_policy, plan, torch_op
+from visa_kernels.linear_grpo_loss.plan import Bounds
 from visa_kernels.linear_grpo_loss.reference import measured_mask
 from visa_kernels.linear_logprobs import checks
+from visa_kernels.linear_logprobs.op import linear_logprobs
 
 
 def run_on(name: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
@@ -21,7 +23,7 @@ def run_on(name: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         hidden: Tensor,
         weight: Tensor,
         ids: Tensor,
-        old_logprobs: Tensor,
+        old_logprobs: Tensor | None,
         advantages: Tensor,
         cu_seqlens: Tensor,
         *,
@@ -57,7 +59,7 @@ def run_on(name: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         )
         loss, metrics = grpo_loss(
             logprobs,
-            old_logprobs,
+            logprobs.detach() if old_logprobs is None else old_logprobs,
             advantages,
             cu_seqlens,
             entropy=entropy,
@@ -76,7 +78,7 @@ def _gradients(
     ids: Tensor,
     bias: Tensor | None,
     accumulate_into: Tensor | None,
-    old_logprobs: Tensor,
+    old_logprobs: Tensor | None,
     advantages: Tensor,
     cu_seqlens: Tensor,
     mask: Tensor | None,
@@ -86,14 +88,30 @@ def _gradients(
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """Logprobs, entropies, and a function that ties the gradients to the loss."""
-    bounds = {name: settings[name] for name in ("clip_low", "clip_high", "clip_dual")}
-    terms, rows = plan.make_terms(
-        old_logprobs,
-        advantages,
-        cu_seqlens,
-        mask=mask,
-        **{key: value for key, value in settings.items() if key not in bounds},
-    )
+    of_terms = {name: x for name, x in settings.items() if not name.startswith("clip_")}
+
+    def first_pass() -> Tensor:
+        with torch.no_grad():
+            shown = hidden if mask is None else hidden.where(mask.bool().unsqueeze(-1), 0.0)
+            chunk = speed["chunk_tokens"]
+            return linear_logprobs(
+                shown, weight, ids, bias, **head, chunk_tokens=chunk, backend=name
+            )
+
+    if old_logprobs is None:
+        terms, rows, bounds = on_policy.make_terms(
+            first_pass, len(hidden), advantages, cu_seqlens, of_terms | {"mask": mask}
+        )
+    else:
+        terms, rows = plan.make_terms(
+            old_logprobs, advantages, cu_seqlens, mask=mask, **of_terms
+        )
+        bounds = Bounds(
+            low=1 - settings["clip_low"],
+            high=1 + settings["clip_high"],
+            dual=float("inf") if settings["clip_dual"] is None else settings["clip_dual"],
+            cispo=settings["loss_type"] == "cispo",
+        )
     learning = torch.is_grad_enabled()
     needs = (
         learning and hidden.requires_grad,
@@ -120,11 +138,11 @@ def _gradients(
         accumulate_into,
         head["temperature"],
         head["softcap"] or 0.0,
-        settings["loss_type"] == "gspo",
-        settings["loss_type"] == "cispo",
-        1 - settings["clip_low"],
-        1 + settings["clip_high"],
-        float("inf") if settings["clip_dual"] is None else settings["clip_dual"],
+        settings["loss_type"] == "gspo" and old_logprobs is not None,
+        bounds.cispo,
+        bounds.low,
+        bounds.high,
+        bounds.dual,
         *needs,
         speed["skip_rows"],
         speed["chunk_tokens"] or 0,

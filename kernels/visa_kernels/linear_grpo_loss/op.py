@@ -18,7 +18,7 @@ def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
     ids: Tensor,
-    old_logprobs: Tensor,
+    old_logprobs: Tensor | None = None,
     advantages: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     *,
@@ -54,7 +54,11 @@ def linear_grpo_loss(
 
     hidden, weight, ids, bias, temperature, softcap  as `linear_logprobs` takes them; ids at masked
         tokens may be anything
-    old_logprobs ... mask  as `grpo_loss` takes them; the metrics are its metrics, entropy included
+    old_logprobs ... mask  as `grpo_loss` takes them; the metrics are its metrics, entropy included.
+                         No old_logprobs: the old policy is the current one, as in the first update
+                         of a step; the ratio is 1 and no pass is needed to learn its logprobs.
+                         Sampler corrections of whole rows, and those of tokens under gspo, still
+                         need them first: 8 D V
 
     accumulate_into      [V, D] float32, contiguous, such as the weight's float32 .grad: dweight is
                          added to it by this call, with no second [V, D] in memory, and weight

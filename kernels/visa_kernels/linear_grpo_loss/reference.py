@@ -15,7 +15,7 @@ def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
     ids: Tensor,
-    old_logprobs: Tensor,
+    old_logprobs: Tensor | None,
     advantages: Tensor,
     cu_seqlens: Tensor,
     *,
@@ -41,7 +41,7 @@ def linear_grpo_loss(
         logprobs, entropy = linear_logprobs(hidden, weight, ids, bias, temperature, softcap)
         loss, metrics = grpo_loss(
             logprobs,
-            old_logprobs,
+            logprobs.detach() if old_logprobs is None else old_logprobs,
             advantages,
             cu_seqlens,
             entropy=entropy.detach(),
