@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
-from visa_core.commands import options
+from visa_core.commands import options, value_options
 
 log = logging.getLogger("visa_core.cli")
 
@@ -64,6 +64,7 @@ Command = (
     | Annotated[Evaluate, _named("evaluate")]
     | Annotated[options.RewriteOptions, _named("rewrite")]
     | Annotated[options.DetectOptions, _named("detect")]
+    | Annotated[value_options.ValuesOptions, _named("values")]
     | Annotated[options.DoctorOptions, _named("doctor")]
 )
 
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         return _reader_left()
+    except ValueError as error:  # tyro turns them into its own message, but not those of flat parts
+        print(f"visa: {error}", file=sys.stderr)
+        return USAGE_ERROR
     # Threads that wait sleep: spinning ones made small models many times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Model folders are local: the hub is never asked, and its progress bars are not ours.
@@ -140,6 +144,10 @@ def run(command: Any) -> int:
         from visa_core.commands import rewrite
 
         return rewrite.run(command)
+    if isinstance(command, value_options.ValuesOptions):
+        from visa_core.commands import values
+
+        return values.run(command)
     from visa_core.commands import detect
 
     return detect.run(command)

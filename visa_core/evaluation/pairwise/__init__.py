@@ -1,0 +1,1 @@
+"""A model's own values by pairwise comparison with default answers, judged by another model."""
