@@ -18,10 +18,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from visa_core.config.vllm import VLLMSettings
 from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError, reading
 from visa_core.models.prompt import COMPACT_SPECIALS, PromptTemplate
 from visa_core.models.tokenizer import build_tokenizer
-from visa_core.rollout.hf import HFEngine
+from visa_core.rollout.engine import Engine
+from visa_core.rollout.factory import make_engine
 from visa_core.rollout.sampling import SamplingConfig
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.types import Prompt, RolloutBatch
@@ -181,9 +183,19 @@ class Rewriter:
         more = [] if more is None else [more] if isinstance(more, int) else list(more)
         return sorted({self.tokenizer.eos_token_id, *more})
 
-    def engine(self) -> HFEngine:
-        """An engine over this model's own weights."""
-        return HFEngine(self.model, self.stop_ids, self.pad_id)
+    def engine(
+        self, name: str = "hf", vllm: VLLMSettings | None = None, *, keeps_storage: bool = True
+    ) -> Engine:
+        """An engine over this model's own weights; see `visa_core.rollout.factory.make_engine`."""
+        return make_engine(
+            name,
+            self.model,
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id,
+            max_length=self.max_prompt + self.max_completion,
+            vllm=vllm,
+            keeps_storage=keeps_storage,
+        )
 
     def prompt(self, query: str, response: str, target: torch.Tensor) -> Prompt:
         """The filled prompt for target [K]; refuses one that does not fit."""
