@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "liger-kernel", "trl", "visa-core")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "liger-kernel",
+    "trl",
+    "sentence-transformers",
+    "visa-core",
+)
 
 
 def device_name(device: str) -> str:

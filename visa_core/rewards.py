@@ -18,7 +18,8 @@ import torch
 from visa_core.config import RewardConfig
 from visa_core.types import Consistency
 from visa_core.values import cosine
-from visa_kernels import dedupe_pairs
+from visa_kernels import dedupe_pairs, reward_scores
+from visa_kernels.reward_scores.op import NON_FINITE, RewardScores
 
 REPEAT_WORDS = 4
 """Length of the word n-grams that count as repetition."""
@@ -66,7 +67,8 @@ class RewardOutput:
     """Rewards of a batch and what they are made of.
 
     reward, cosine, semantic, l2 [B]; values [B, K]; `worst` [B] bool marks rows that got the worst
-    reward outright; `non_finite` counts rows whose scores had to be replaced.
+    reward outright; `non_finite` counts rows whose scores had to be replaced; advantage [B] in the
+    groups that were asked for, None without.
     """
 
     reward: torch.Tensor
@@ -77,6 +79,7 @@ class RewardOutput:
     l2: torch.Tensor
     worst: torch.Tensor
     non_finite: int = 0
+    advantage: torch.Tensor | None = None
 
 
 def published_mixture(fwd: torch.Tensor, bwd: torch.Tensor) -> torch.Tensor:
@@ -133,8 +136,31 @@ def measure(
     """Learned scores of `rewrites` against `targets` [B, K]; equal rows are scored once.
 
     A blank rewrite is not shown to the models: its values are 0 and both directions of its
-    consistency are 0.
+    consistency are 0. `batch_size` bounds the batches of encoders that need padding; others are
+    packed to a budget of tokens.
     """
+    values, fwd, bwd, blank = _learned(
+        detector, fact_analyzer, queries, sources, rewrites, targets, batch_size
+    )
+    return Measured(
+        values=values,
+        cosine=cosine(values, targets),
+        l2=torch.linalg.vector_norm(values - targets, dim=-1),
+        consistency=Consistency(fwd=fwd, bwd=bwd, mean=published_mixture(fwd, bwd)),
+        blank=blank,
+    )
+
+
+def _learned(
+    detector: ValueScorer,
+    fact_analyzer: FactScorer,
+    queries: Sequence[str],
+    sources: Sequence[str],
+    rewrites: Sequence[str],
+    targets: torch.Tensor,
+    batch_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the models say: values [B, K], fwd and bwd [B]; and which rewrites are blank."""
     _check_rows(queries, sources, rewrites, targets)
     blank = torch.tensor([not text.strip() for text in rewrites], dtype=torch.bool)
     values = torch.zeros_like(targets, dtype=torch.float32)
@@ -146,13 +172,7 @@ def measure(
         premises, hypotheses, row_of = _distinct(sources, rewrites, told)
         scores = fact_analyzer.consistency(premises, hypotheses, batch_size=batch_size)
         fwd[~blank], bwd[~blank] = scores.fwd.float()[row_of], scores.bwd.float()[row_of]
-    return Measured(
-        values=values,
-        cosine=cosine(values, targets),
-        l2=torch.linalg.vector_norm(values - targets, dim=-1),
-        consistency=Consistency(fwd=fwd, bwd=bwd, mean=published_mixture(fwd, bwd)),
-        blank=blank,
-    )
+    return values, fwd, bwd, blank
 
 
 def _distinct(
@@ -206,16 +226,18 @@ class RewardModel:
         rewrites: Sequence[str],
         targets: torch.Tensor,
         finished: torch.Tensor | None = None,
+        *,
+        group_size: int | None = None,
     ) -> RewardOutput:
         """Rewards of B rewrites against targets [B, K]; `finished` [B] bool marks those not cut at
-        the limit.
+        the limit; `group_size` adjacent rewrites are a group, whose advantages are wanted too.
 
         Blank rewrites get the worst reward, unfinished ones what the settings say. Raises
         NonFiniteRewardError when a component returns NaN or infinity, unless the settings replace
         such rows.
         """
         config = self.config
-        measured = measure(
+        values, fwd, bwd, blank = _learned(
             self.detector,
             self.fact_analyzer,
             queries,
@@ -224,50 +246,60 @@ class RewardModel:
             targets,
             config.batch_size,
         )
-        value = self._value_term(measured, targets)
-        broken = self._broken_rows(measured, rewrites)
-        semantic = semantic_term(measured.consistency, config.consistency)
-        reward = combine(value, semantic, config)
-        if config.distance_weight:
-            reward = reward - config.distance_weight * measured.l2
-        if config.repetition_weight:
-            share = torch.tensor([repeated_share(text) for text in rewrites])
-            reward = reward - config.repetition_weight * share
-        worst = measured.blank | broken
-        if finished is not None and config.unfinished == "worst":
-            worst = worst | ~finished.bool().cpu()
-        elif finished is not None and config.unfinished == "penalty":
-            reward = reward - config.unfinished_penalty * (~finished.bool().cpu()).float()
-        floor = torch.full_like(reward, worst_reward(config))
-        return RewardOutput(
-            reward=torch.where(worst, floor, torch.maximum(reward, floor)),
-            cosine=measured.cosine,
-            semantic=semantic,
-            consistency=measured.consistency,
-            values=measured.values,
-            l2=measured.l2,
+        cut = torch.zeros_like(blank) if finished is None else ~finished.bool().cpu()
+        worst = blank | cut if config.unfinished == "worst" else blank
+        scores = reward_scores(
+            values,
+            targets.float(),
+            fwd,
+            bwd,
+            group_size=group_size,
+            penalty=self._penalty(rewrites, cut),
             worst=worst,
+            form=config.form,
+            consistency=config.consistency,
+            w_val=config.w_val,
+            w_sem=config.w_sem,
+            gate=config.gate,
+            neutral_norm=config.neutral_norm,
+            distance_weight=config.distance_weight,
+            non_finite="worst",
+        )
+        broken = self._broken_rows(scores, rewrites)
+        return RewardOutput(
+            reward=scores.reward,
+            cosine=scores.cosine,
+            semantic=scores.semantic,
+            consistency=Consistency(fwd=fwd, bwd=bwd, mean=published_mixture(fwd, bwd)),
+            values=values,
+            l2=scores.l2,
+            worst=worst | broken,
             non_finite=int(broken.sum()),
+            advantage=scores.advantage,
         )
 
-    def _value_term(self, measured: Measured, targets: torch.Tensor) -> torch.Tensor:
-        """Cosine [B] where a rewrite whose detected values are all but zero counts as neutral: the
-        direction of a detector's noise is a lottery that the policy would otherwise play.
-        """
-        norms = torch.linalg.vector_norm(measured.values, dim=-1, keepdim=True)
-        neutral = norms < self.config.neutral_norm
-        values = torch.where(neutral, torch.zeros_like(measured.values), measured.values)
-        return cosine(values, targets)
+    def _penalty(self, rewrites: Sequence[str], cut: torch.Tensor) -> torch.Tensor | None:
+        """What is taken off each reward [B]; None where nothing can be."""
+        config = self.config
+        off = None
+        if config.repetition_weight:
+            share = torch.tensor([repeated_share(text) for text in rewrites])
+            off = config.repetition_weight * share
+        if config.unfinished == "penalty" and cut.any():
+            late = config.unfinished_penalty * cut.float()
+            off = late if off is None else off + late
+        return off
 
-    def _broken_rows(self, measured: Measured, rewrites: Sequence[str]) -> torch.Tensor:
-        consistency = torch.stack([measured.consistency.fwd, measured.consistency.bwd], dim=1)
-        parts = {"detector": measured.values, "fact analyzer": consistency}
-        broken = torch.zeros(len(rewrites), dtype=torch.bool)
-        for name, scores in parts.items():
-            bad = ~torch.isfinite(scores).all(dim=1)
+    def _broken_rows(self, scores: RewardScores, rewrites: Sequence[str]) -> torch.Tensor:
+        parts = {
+            "detector": NON_FINITE["values"],
+            "fact analyzer": NON_FINITE["fwd"] | NON_FINITE["bwd"],
+        }
+        for name, bits in parts.items():
+            bad = (scores.non_finite & bits) != 0
             if bad.any() and self.config.non_finite == "raise":
                 raise NonFiniteRewardError(_complaint(name, bad, rewrites))
-            broken |= bad
+        broken = scores.non_finite != 0
         if broken.any():
             warnings.warn(
                 f"{int(broken.sum())} of {len(rewrites)} rewrites had non-finite scores and got "

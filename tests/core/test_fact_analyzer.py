@@ -197,8 +197,8 @@ def test_batch_equals_single_in_order_with_repeats(make: Callable[[], FactAnalyz
 def test_repeated_pairs_reach_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = analyzer()
     seen: list[tuple[str, str]] = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda pairs: seen.extend(pairs) or encode(pairs))
+    logits = model.packed.logits
+    monkeypatch.setattr(model.packed, "logits", lambda pairs: seen.extend(pairs) or logits(pairs))
     model.consistency([FIRST] * 6, [SECOND, SECOND, THIRD, SECOND, FIRST, FIRST])
     assert len(seen) == len(set(seen)) == 5
 

@@ -20,6 +20,9 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from visa_core.models.packed_encoder import PackedEncoder
+from visa_core.models.packed_rows import PackedRows
+from visa_core.models.token_memo import memo_of
 from visa_core.models.word_tokenizer import build_word_tokenizer
 
 TOKENIZER_FILES = (
@@ -76,6 +79,8 @@ class TextEncoder(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = min(max_length, _position_limit(model, tokenizer))
+        self.packed = PackedEncoder(model)
+        self._memo = memo_of(tokenizer)
 
     @property
     def hidden_size(self) -> int:
@@ -189,14 +194,7 @@ class TextEncoder(nn.Module):
         return rows
 
     def _segment_ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        unique = list(dict.fromkeys(texts))
-        encoded = self.tokenizer(
-            unique, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-        by_text = dict(zip(unique, encoded, strict=True))
-        return [by_text[text] for text in texts]
+        return self._memo.ids(texts)
 
     def _join(self, parts: list[list[int]]) -> list[int]:
         start, end = _boundary_ids(self.tokenizer)
@@ -220,6 +218,21 @@ class TextEncoder(nn.Module):
             inputs["token_type_ids"] = self._token_types(ids) * mask
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         return self.model(**inputs).last_hidden_state, inputs["attention_mask"].bool()
+
+    def read_packed(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, PackedRows]:
+        """Hidden states [N, D] of token rows one behind the other, without padding or gradients.
+
+        Only where `self.packed.why_not` is None, and in evaluation mode.
+        """
+        types = None
+        if getattr(self.model.config, "type_vocab_size", 0) > 1:
+            end = _boundary_ids(self.tokenizer)[1]
+            first = [list(row).index(end) + 1 for row in rows]
+            types = [[0] * n + [1] * (len(row) - n) for n, row in zip(first, rows, strict=True)]
+        packed = PackedRows.of(
+            rows, types, first_position=self.packed.first_position, device=self.device
+        )
+        return self.packed.hidden(packed), packed
 
     def _token_types(self, ids: torch.Tensor) -> torch.Tensor:
         """0 up to the first separator, 1 after it, [B, L]."""

@@ -79,6 +79,25 @@ class TokenFeatures:
         shared = (same & across & plain[:, None, :]).any(dim=2) & plain
         return segments + PRESENT * shared.long() + UNUSUAL * self._unusual(input_ids, plain).long()
 
+    def packed(
+        self,
+        ids_N: torch.Tensor,
+        segments_N: torch.Tensor,
+        special_N: torch.Tensor,
+        row_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same types [N] for rows one behind the other; row_N [N] says which one."""
+        plain_N = ~special_N.bool()
+        key_N = row_N * (ids_N.max() + 1) + ids_N
+        shared_N = torch.zeros_like(plain_N)
+        ours_N = plain_N & (segments_N == 0)
+        theirs_N = plain_N & (segments_N != 0)
+        shared_N[ours_N] = torch.isin(key_N[ours_N], key_N[theirs_N])
+        shared_N[theirs_N] = torch.isin(key_N[theirs_N], key_N[ours_N])
+        unusual_N = self._unusual(ids_N[None], plain_N[None])[0]
+        unusual_N[1:] &= row_N[1:] == row_N[:-1]
+        return segments_N + PRESENT * shared_N.long() + UNUSUAL * unusual_N.long()
+
     def _unusual(self, input_ids: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         tokens = input_ids.masked_fill(~plain, self.edge)
         keys = tokens[:, :-1] * self.vocab + tokens[:, 1:]

@@ -20,7 +20,9 @@ from transformers import (
 from visa_core.models.encoder import TOKENIZER_FILES, ModelFolderError, reading
 from visa_core.models.exact_match import TokenFeatures
 from visa_core.models.nli_labels import label_order
+from visa_core.models.packed_pairs import PackedPairs
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
+from visa_core.models.token_memo import memo_of
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.types import Consistency
 from visa_kernels import dedupe_pairs
@@ -84,6 +86,8 @@ class FactAnalyzer:
         self.order = label_order(model.config.id2label, folder)
         self.limit = min(self.settings.max_tokens or 10**9, model_limit(model, tokenizer))
         self._special = tokenizer.num_special_tokens_to_add(pair=True)
+        self._memo = memo_of(tokenizer)
+        self._packed: PackedPairs | None = None
 
     @classmethod
     def from_pretrained(
@@ -220,12 +224,9 @@ class FactAnalyzer:
 
     def _lengths(self, texts: list[str]) -> dict[str, int]:
         unique = list(dict.fromkeys(texts))
-        if not unique:
-            return {}
-        ids = self.tokenizer(
-            unique, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-        return {text: len(row) for text, row in zip(unique, ids, strict=True)}
+        return {
+            text: len(row) for text, row in zip(unique, self._memo.ids(unique), strict=True)
+        }
 
     def _plan(self, pairs: list[Pair], split: Split) -> list[list[list[Pair]]]:
         """For every pair: for every hypothesis sentence: the (premise chunk, sentence) pairs to
@@ -251,11 +252,22 @@ class FactAnalyzer:
         chunks = [premise] if premise_tokens <= left else premise_chunks(premise, left, self._count)
         return [[(chunk, sentence) for chunk in chunks] for sentence in sentences]
 
-    @torch.inference_mode()
+    @property
+    def packed(self) -> PackedPairs:
+        """Scoring without padding, made at the first use; its `why_not` says where it cannot."""
+        if self._packed is None:
+            self._packed = PackedPairs(self.model, self.tokenizer, self.features)
+        return self._packed
+
     def _score(self, pieces: list[Pair], batch_size: int) -> list[torch.Tensor]:
-        """Probability triple of each piece, in the order given; batches hold pieces of similar
-        length.
-        """
+        """Probability triple of each piece, in the order given."""
+        if not self.model.training and self.packed.why_not is None:
+            return list(self.probabilities(self.packed.logits(pieces)))
+        return self._score_padded(pieces, batch_size)
+
+    @torch.inference_mode()
+    def _score_padded(self, pieces: list[Pair], batch_size: int) -> list[torch.Tensor]:
+        """The same through padded batches of pieces of similar length."""
         lengths = self._lengths([text for piece in pieces for text in piece])
         order = sorted(
             range(len(pieces)), key=lambda i: lengths[pieces[i][0]] + lengths[pieces[i][1]]

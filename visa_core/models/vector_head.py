@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from visa_core.models.classifier_heads import row_means
 from visa_core.models.encoder import ModelFolderError, TextEncoder, reading
+from visa_core.models.packed_rows import PackedRows, token_batches
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.values import SCHWARTZ, VALUEEVAL20, ValueSpace
 
@@ -43,6 +45,18 @@ class PooledHead(nn.Module):
             return self.score((hidden_BLD * weight_BL[..., None]).sum(1))
         focus_BLK = self.query(hidden_BLD).masked_fill(~mask_BL[..., None], float("-inf"))
         return (focus_BLK.softmax(1) * self.score(hidden_BLD)).sum(1)
+
+    def packed(self, hidden_ND: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+        """The same of rows one behind the other, [B, K]."""
+        if self.query is None:
+            return self.score(row_means(hidden_ND, rows))
+        focus_NK, score_NK, row_N = self.query(hidden_ND), self.score(hidden_ND), rows.row_N
+        zeros_BK = score_NK.new_zeros(len(rows.first_B), score_NK.shape[1])
+        index_NK = row_N[:, None].expand_as(focus_NK)
+        peak_BK = zeros_BK.scatter_reduce(0, index_NK, focus_NK, "amax", include_self=False)
+        weight_NK = (focus_NK - peak_BK[row_N]).exp()
+        total_BK = zeros_BK.index_add(0, row_N, weight_NK)
+        return zeros_BK.index_add(0, row_N, weight_NK * score_NK) / total_BK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +139,32 @@ class VectorModel(nn.Module):
         self.eval()
         values = torch.zeros(len(rows), len(self.space))
         categories = torch.zeros(len(rows), 0 if self.category_head is None else len(VALUEEVAL20))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), batch_size):
-            picked = order[start : start + batch_size]
-            scores, logits = self([rows[i] for i in picked])
+        for picked in self._batches(rows, batch_size):
+            scores, logits = self._raw([rows[i] for i in picked])
             values[picked] = scores.float().clamp(-self.limit, self.limit).cpu()
             if logits is not None:
                 categories[picked] = logits.float().sigmoid().cpu()
         self.train(was_training)
         return values, categories
+
+    def _batches(self, rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+        """Indices of rows: by token budget where they are packed, else of similar length."""
+        lengths = [len(row) for row in rows]
+        if self.encoder.packed.why_not is None:
+            return token_batches(lengths, self.encoder.device, self.encoder.hidden_size)
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def _raw(
+        self, rows: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`forward` for predictions: packed where the encoder can be read so."""
+        if self.encoder.packed.why_not is not None:
+            return self(rows)
+        hidden_ND, packed = self.encoder.read_packed(rows)
+        head = self.category_head
+        logits = None if head is None else head.packed(hidden_ND, packed)
+        return self.vector_head.packed(hidden_ND, packed), logits
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder aside and rename it, so that a crash never leaves half a model."""
