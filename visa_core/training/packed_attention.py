@@ -64,19 +64,33 @@ def completion_logits(
         for token in row
     ]
     ids, layout = torch.tensor(flat, device=model.device), layout.to(model.device)
+    output = packed_forward(model, ids, layout, backend=backend, logits_to_keep=layout.predictors)
+    return output.logits[0], ids[layout.completion_mask]
+
+
+def packed_forward(
+    module: nn.Module,
+    ids: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    backend: str | None = None,
+    **arguments: Any,
+) -> Any:
+    """Output of a model with `enable_shared_prefix`, or of its part below the head, for packed ids
+    [N]; `arguments` go to its call. States and logits have a leading dimension of 1.
+    """
     token = _packed.set(True)
     try:
-        output = model(
+        return module(
             input_ids=ids[None],
             position_ids=layout.position_ids[None],
             use_cache=False,
-            logits_to_keep=layout.predictors,
             shared_prefix=layout,
             shared_prefix_backend=backend,
+            **arguments,
         )
     finally:
         _packed.reset(token)
-    return output.logits[0], ids[layout.completion_mask]
 
 
 def attention(
