@@ -35,6 +35,13 @@ class SamplingConfig:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
 
+def row_seed(seed: int, group: int, completion: int) -> int:
+    """Seed of one completion in [0, 2^63), a fixed mix of (seed, group in the step, number in it)."""
+    mixed = seed * 0x9E3779B97F4A7C15 + group * 0xD1B54A32D192ED03 + completion * 0x8CB92BA72F3D8DD7
+    mixed = (mixed ^ (mixed >> 32)) * 0xDA942042E4DD58B5
+    return (mixed ^ (mixed >> 29)) % 2**63
+
+
 def draw(
     logits_BV: torch.Tensor, config: SamplingConfig, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,6 +155,7 @@ def _on_cpu(model: nn.Module) -> bool:
                 f"the model is on {device}, but this vLLM is a build for CPUs: install the build "
                 "for GPUs, or use --device cpu"
             )
+        _check_head_size(model.config)
         return True
     current = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and device != current:
@@ -163,6 +164,20 @@ def _on_cpu(model: nn.Module) -> bool:
             "CUDA_VISIBLE_DEVICES"
         )
     return False
+
+
+def _check_head_size(config: Any) -> None:
+    """vLLM itself says so only when the first completion is sampled."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    own = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if own not in known:
+        listed = ", ".join(map(str, known))
+        raise ValueError(
+            f"the model's attention heads have {own} dimensions; vLLM's attention on CPUs takes "
+            f"{listed}: use --engine hf"
+        )
 
 
 @contextmanager
