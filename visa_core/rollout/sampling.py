@@ -36,7 +36,7 @@ class SamplingConfig:
 
 
 def row_seed(seed: int, group: int, completion: int) -> int:
-    """Seed of one completion in [0, 2^63), a fixed mix of (seed, group in the step, number in it)."""
+    """Seed of one completion in [0, 2^63): seed, its group in the step, its number in the group."""
     mixed = seed * 0x9E3779B97F4A7C15 + group * 0xD1B54A32D192ED03 + completion * 0x8CB92BA72F3D8DD7
     mixed = (mixed ^ (mixed >> 32)) * 0xDA942042E4DD58B5
     return (mixed ^ (mixed >> 29)) % 2**63

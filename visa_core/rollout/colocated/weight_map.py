@@ -97,7 +97,7 @@ def _find(
         tensor = _plain(targets[name])
         rows = tensor.shape[0] if tensor.ndim else 0
         owner = vllm_model.get_submodule(module_path)
-        if hasattr(owner, "org_vocab_size") and parameter.shape[0] == owner.org_vocab_size:
+        if getattr(owner, "org_vocab_size", None) == _shape(parameter)[0]:
             rows = owner.org_vocab_size
         return Place(name, tensor, 0, rows)
     parent, _, last = module_path.rpartition(".")
@@ -113,6 +113,11 @@ def _find(
     return Place(f"{whole}.{leaf}", _plain(target), start, start + sizes[fused[1]])
 
 
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Of the whole parameter, also where DeepSpeed has partitioned it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def _plain(parameter: torch.Tensor) -> torch.Tensor:
     """The parameter's tensor without vLLM's subclass."""
     return parameter.detach().as_subclass(torch.Tensor)
@@ -124,9 +129,9 @@ def _mismatch(name: str, parameter: torch.Tensor, place: Place) -> str | None:
     if not place.tensor.is_contiguous():
         return f"{name}: vLLM keeps {place.name} in another memory layout"
     rows = place.view()
-    if rows.shape != parameter.shape:
+    if tuple(rows.shape) != _shape(parameter):
         return (
-            f"{name}: shape {tuple(parameter.shape)}, but its rows of vLLM's {place.name} "
+            f"{name}: shape {_shape(parameter)}, but its rows of vLLM's {place.name} "
             f"{tuple(place.tensor.shape)} are {tuple(rows.shape)} (tensor parallelism, another "
             "vocabulary, or another model)"
         )
