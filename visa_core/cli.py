@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
-from visa_core.commands import options, value_options
+from visa_core.commands import capability_options, options, value_options
 
 log = logging.getLogger("visa_core.cli")
 
@@ -65,6 +65,7 @@ Command = (
     | Annotated[options.RewriteOptions, _named("rewrite")]
     | Annotated[options.DetectOptions, _named("detect")]
     | Annotated[value_options.ValuesOptions, _named("values")]
+    | Annotated[capability_options.CapabilityOptions, _named("capability")]
     | Annotated[options.DoctorOptions, _named("doctor")]
 )
 
@@ -144,6 +145,10 @@ def run(command: Any) -> int:
         from visa_core.commands import rewrite
 
         return rewrite.run(command)
+    if isinstance(command, capability_options.CapabilityOptions):
+        from visa_core.commands import capability
+
+        return capability.run(command)
     if isinstance(command, value_options.ValuesOptions):
         from visa_core.commands import values
 
