@@ -16,7 +16,7 @@ pytest.importorskip("pytest_benchmark")
 
 import bench.ops  # noqa: E402, F401  (registers the ops)
 from bench import gate  # noqa: E402
-from bench.registry import Op, ops  # noqa: E402
+from bench.registry import Inputs, Op, ops  # noqa: E402
 
 
 def combinations() -> Iterator[Any]:
@@ -27,7 +27,12 @@ def combinations() -> Iterator[Any]:
                 yield pytest.param(op, name, id=f"{op.name}-{name}")
 
 
-@pytest.mark.parametrize(("op", "provider"), combinations())
+def prepared(op: Op, provider: str, inputs: Inputs) -> Inputs:
+    """Inputs in the form that a provider takes."""
+    return op.prepare[provider](inputs) if provider in op.prepare else inputs
+
+
+@pytest.mark.parametrize(("op", "provider"), list(combinations()))
 def test_time(benchmark: Any, op: Op, provider: str) -> None:
     """One provider; groups of the report are ops."""
     cases = [case for case in op.cases if "cpu" in case.devices]
@@ -37,14 +42,16 @@ def test_time(benchmark: Any, op: Op, provider: str) -> None:
         pytest.skip(reason)
     torch.manual_seed(0)
     inputs = case.build("cpu")
-    own = op.prepare[provider](inputs) if provider in op.prepare else inputs
-    first = next(iter(op.providers))
-    expected = op.providers[first](inputs)
+    own = prepared(op, provider, inputs)
     if op.exact is None:
+        first = next(iter(op.providers))
+        expected = op.providers[first](prepared(op, first, inputs))
         problem = gate.mismatch(op.providers[provider](own), expected, op)
     else:
         exact = op.exact(inputs)
-        allowed = gate.errors(op.providers[op.baseline_name()](inputs), exact)
+        baseline = op.baseline_name()
+        same_type = op.providers[baseline](prepared(op, baseline, inputs))
+        allowed = gate.errors(same_type, exact)
         budget = op.budgets.get(provider, op.budget)
         problem, _ = gate.over_budget(op.providers[provider](own), allowed, exact, op, budget)
     assert problem is None
