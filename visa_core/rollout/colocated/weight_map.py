@@ -30,7 +30,7 @@ class Place:
 
     def view(self) -> torch.Tensor:
         """The rows, sharing vLLM's storage."""
-        return self.tensor[self.start : self.stop]
+        return self.tensor[self.start : self.stop] if self.tensor.ndim else self.tensor
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -97,7 +97,7 @@ def _find(
         tensor = _plain(targets[name])
         rows = tensor.shape[0] if tensor.ndim else 0
         owner = vllm_model.get_submodule(module_path)
-        if getattr(owner, "org_vocab_size", None) == _shape(parameter)[0]:
+        if (getattr(owner, "org_vocab_size", None),) == _shape(parameter)[:1]:
             rows = owner.org_vocab_size
         return Place(name, tensor, 0, rows)
     parent, _, last = module_path.rpartition(".")
