@@ -97,7 +97,7 @@ class VLLMEngine:
         self._check(prompts, sampling)
         self.kv.retake()
         if self._stale:
-            self._reset_prefixes()
+            self.reset_prefixes()
         from vllm import SamplingParams
 
         stops = self.stop_ids if stop_ids is None else sorted(set(stop_ids))
@@ -150,10 +150,19 @@ class VLLMEngine:
         self._stale = True
         return written
 
+    def reset_prefixes(self) -> None:
+        """Empty the cache of prompts now; `generate` does it by itself after an update."""
+        if not self.llm.reset_prefix_cache():
+            raise RolloutError(
+                "vLLM still holds unfinished completions, so its cache of prompts cannot be "
+                "emptied: go on from the last checkpoint with --resume"
+            )
+        self._stale = False
+
     def release(self) -> None:
         """Give back the KV cache's memory; the next `generate` takes it again."""
         if self.settings.release_kv and self._failed is None:
-            self._reset_prefixes()
+            self.reset_prefixes()
             self.kv.release()
 
     def close(self) -> None:
@@ -191,14 +200,6 @@ class VLLMEngine:
                 "after the last finished step: go on from the last checkpoint with --resume, or "
                 "with --engine hf"
             ) from error
-
-    def _reset_prefixes(self) -> None:
-        if not self.llm.reset_prefix_cache():
-            raise RolloutError(
-                "vLLM still holds unfinished completions, so its cache of prompts cannot be "
-                "emptied: go on from the last checkpoint with --resume"
-            )
-        self._stale = False
 
     def _refuse_partitioned(self) -> None:
         for name, parameter in self.trained.plain:
