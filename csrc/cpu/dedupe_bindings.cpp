@@ -1,5 +1,7 @@
 // Bindings of pair deduplication and prefix grouping.
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "cpu/bindings.h"
@@ -17,62 +19,54 @@ py::array_t<std::int64_t> array_of(const std::vector<std::int64_t>& from) {
   return py::array_t<std::int64_t>(static_cast<py::ssize_t>(from.size()), from.data());
 }
 
-// Texts of a list or tuple. Holds a reference to each, so that they stay alive while the GIL is
-// released, whatever becomes of the list. Built and destroyed with the GIL held.
+// Texts of a list or tuple. They are hashed and compared with the GIL held, so that nobody changes
+// the list meanwhile: to keep each text alive without it would take longer than all the rest.
 class Texts {
  public:
-  Texts(const py::object& from, const char* what) {
-    const auto fast = py::reinterpret_steal<py::object>(
-        PySequence_Fast(from.ptr(), "texts must be a sequence of str"));
-    if (!fast) throw py::error_already_set();
-    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
-    PyObject** items = PySequence_Fast_ITEMS(fast.ptr());
-    held_.reserve(count);
-    spans_.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) prefetch(items[i + kAhead]);
-      add(items[i], what);
-    }
+  explicit Texts(const py::object& from)
+      : fast_(py::reinterpret_steal<py::object>(
+            PySequence_Fast(from.ptr(), "texts must be a sequence of str"))) {
+    if (!fast_) throw py::error_already_set();
+    count_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast_.ptr()));
+    items_ = PySequence_Fast_ITEMS(fast_.ptr());
   }
 
-  ~Texts() {
-    for (std::size_t i = 0; i < held_.size(); ++i) {
-      if (i + kAhead < held_.size()) prefetch(held_[i + kAhead]);
-      Py_DECREF(held_[i]);
-    }
+  std::size_t count() const { return count_; }
+  PyObject* operator[](std::size_t i) const { return items_[i]; }
+
+  void fetch(std::size_t i) const {
+    if (i < count_) prefetch(items_[i]);
   }
 
-  Texts(const Texts&) = delete;
-  Texts& operator=(const Texts&) = delete;
-
-  const std::vector<Span>& spans() const { return spans_; }
+  void refuse_others(const char* what) const {
+    for (std::size_t i = 0; i < count_; ++i) {
+      if (PyUnicode_Check(items_[i])) continue;
+      throw py::type_error(std::string(what) + " must be texts, but item " + std::to_string(i) +
+                           " is of type " + Py_TYPE(items_[i])->tp_name);
+    }
+  }
 
  private:
-  static constexpr std::size_t kAhead = 16;
-
-  void add(PyObject* text, const char* what) {
-    if (!PyUnicode_Check(text)) {
-      release();
-      throw py::type_error(std::string(what) + " must be texts, but item " +
-                           std::to_string(spans_.size()) + " is of type " + Py_TYPE(text)->tp_name);
-    }
-    Py_INCREF(text);
-    held_.push_back(text);
-    // A text is stored in the narrowest width that holds it, so equal texts have equal bytes.
-    const auto kind = static_cast<std::uint64_t>(PyUnicode_KIND(text));
-    const auto length = static_cast<std::uint64_t>(PyUnicode_GET_LENGTH(text));
-    spans_.push_back({static_cast<const char*>(PyUnicode_DATA(text)), length * kind, kind});
-  }
-
-  // A constructor that throws runs no destructor of its own.
-  void release() {
-    for (PyObject* text : held_) Py_DECREF(text);
-    held_.clear();
-  }
-
-  std::vector<PyObject*> held_;
-  std::vector<Span> spans_;
+  py::object fast_;
+  std::size_t count_;
+  PyObject** items_;
 };
+
+// Python's own hash of a text, which it keeps in the object: most texts have one already.
+std::uint64_t text_hash(PyObject* text) {
+  const Py_hash_t known = reinterpret_cast<PyASCIIObject*>(text)->hash;
+  return static_cast<std::uint64_t>(known != -1 ? known : PyUnicode_Type.tp_hash(text));
+}
+
+// A text is stored in the narrowest width that holds it, so equal texts have equal bytes.
+bool same_text(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  const Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+  const auto kind = PyUnicode_KIND(a);
+  if (length != PyUnicode_GET_LENGTH(b) || kind != PyUnicode_KIND(b)) return false;
+  return std::memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b),
+                     static_cast<std::size_t>(length) * kind) == 0;
+}
 
 py::tuple unique_of(const std::vector<Span>& a, const std::vector<Span>& b) {
   py::array_t<std::int64_t> number(static_cast<py::ssize_t>(a.size()));
@@ -85,13 +79,90 @@ py::tuple unique_of(const std::vector<Span>& a, const std::vector<Span>& b) {
   return py::make_tuple(array_of(first), number);
 }
 
-py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses) {
-  const Texts left(premises, "premises"), right(hypotheses, "hypotheses");
-  if (left.spans().size() != right.spans().size()) {
-    throw py::value_error(std::to_string(left.spans().size()) + " premises for " +
-                          std::to_string(right.spans().size()) + " hypotheses");
+void fetch_both(PyObject* a, PyObject* b) {
+  const std::size_t bytes = static_cast<std::size_t>(PyUnicode_GET_LENGTH(a)) * PyUnicode_KIND(a);
+  for (PyObject* text : {a, b}) {
+    const char* data = static_cast<const char*>(PyUnicode_DATA(text));
+    for (std::size_t at = 0; at < bytes && at < 512; at += 64) prefetch(data + at);
   }
-  return unique_of(left.spans(), right.spans());
+}
+
+// Comparisons put off until the bytes have come from memory. Two items whose hashes agree in 32 bits
+// and a place in the table are taken to be equal meanwhile; should they differ once in a blue moon,
+// `all` says so and the work is done again without putting off.
+template <std::size_t kDepth, class Equal>
+class DeferredBy {
+ public:
+  explicit DeferredBy(const Equal& equal) : equal_(equal) {}
+
+  bool later(std::size_t i, std::size_t j) {
+    Two& slot = waiting_[next_++ % kDepth];
+    check(slot);
+    slot = {i, j};
+    return true;
+  }
+
+  bool all() {
+    for (Two& slot : waiting_) {
+      check(slot);
+      slot = {0, 0};
+    }
+    return equal_so_far_;
+  }
+
+ private:
+  struct Two {
+    std::size_t i, j;
+  };
+
+  void check(const Two& two) {
+    if (two.i != two.j) equal_so_far_ = equal_so_far_ && equal_(two.i, two.j);
+  }
+
+  const Equal& equal_;
+  Two waiting_[kDepth] = {};
+  std::size_t next_ = 0;
+  bool equal_so_far_ = true;
+};
+
+py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses) {
+  constexpr std::size_t kAhead = 12;
+  const Texts left(premises), right(hypotheses);
+  bool texts = true;
+  PyObject* seen = nullptr;  // completions of one prompt have one source, often one object
+  std::uint64_t seen_hash = 0;
+  const auto hash = [&](std::size_t i) -> std::uint64_t {
+    left.fetch(i + kAhead);
+    right.fetch(i + kAhead);
+    texts = texts && PyUnicode_Check(left[i]) && PyUnicode_Check(right[i]);
+    if (!texts) return finished(i);  // refused below
+    if (left[i] != seen) {
+      seen = left[i];
+      seen_hash = text_hash(seen);
+    }
+    return finished(stirred(seen_hash, text_hash(right[i])));
+  };
+  const auto equal = [&](std::size_t i, std::size_t j) {
+    return texts && same_text(left[i], left[j]) && same_text(right[i], right[j]);
+  };
+  DeferredBy<kAhead, decltype(equal)> alike(equal);
+  const auto seems_equal = [&](std::size_t i, std::size_t j) {
+    if (left[i] != left[j]) fetch_both(left[i], left[j]);
+    if (right[i] != right[j]) fetch_both(right[i], right[j]);
+    return alike.later(i, j);
+  };
+  const std::size_t count = std::min(left.count(), right.count());
+  py::array_t<std::int64_t> number(static_cast<py::ssize_t>(count));
+  static thread_local std::vector<std::int64_t> first;
+  number_by_first(count, hash, seems_equal, number.mutable_data(), first);
+  if (texts && !alike.all()) number_by_first(count, hash, equal, number.mutable_data(), first);
+  if (!texts || left.count() != right.count()) {
+    left.refuse_others("premises");
+    right.refuse_others("hypotheses");
+    throw py::value_error(std::to_string(left.count()) + " premises for " +
+                          std::to_string(right.count()) + " hypotheses");
+  }
+  return py::make_tuple(array_of(first), number);
 }
 
 Rows rows_of(const py::array& ids, const Int64Array& cu) {

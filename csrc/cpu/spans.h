@@ -88,7 +88,12 @@ void number_by_first(std::size_t count, Hash hash_of_item, const Equal& equal,
   };
   std::size_t slots = 16;
   while (slots < 2 * count) slots *= 2;
-  std::vector<Slot> table(slots, Slot{0, 0});
+  // Kept from call to call where it is small: pages that come anew cost as much as the lookups.
+  constexpr std::size_t kKept = std::size_t{1} << 19;
+  static thread_local std::vector<Slot> kept;
+  std::vector<Slot> own;
+  std::vector<Slot>& table = slots <= kKept ? kept : own;
+  table.assign(slots, Slot{0, 0});
   const std::size_t mask = slots - 1;
   std::uint64_t ring[kAhead];
   const auto take = [&](std::size_t i) {
