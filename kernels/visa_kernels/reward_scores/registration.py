@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from visa_kernels import backend as backends
 from visa_kernels.reward_scores.reference import OUTPUTS
+
+PLAIN = (Tensor, torch.nn.Parameter)
 
 _SCHEMA = (
     "(Tensor values, Tensor? value_rows, Tensor targets, "
@@ -29,8 +32,7 @@ _SCHEMA = (
 @torch.library.custom_op("visa_kernels::reward_scores", mutates_args=(), schema=_SCHEMA)
 def _reward_scores(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     named |= dict(zip(_NAMES, arguments, strict=False))
-    kernel = importlib.import_module(f"visa_kernels.reward_scores.{named.pop('backend')}_kernel")
-    return kernel.reward_scores(**named)
+    return _run(named.pop("backend"))(**named)
 
 
 @_reward_scores.register_fake
@@ -45,9 +47,18 @@ _NAMES = tuple(part.split()[-1] for part in _SCHEMA[1 : _SCHEMA.index(")")].spli
 
 def _kernel(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(**named: Any) -> tuple[Tensor, Tensor]:
-        return _reward_scores(**named, backend=name)
+        if torch.compiler.is_compiling() or type(named["values"]) not in PLAIN:
+            return _reward_scores(**named, backend=name)
+        # torch's wrapper of operators, which only graphs and subclasses need, takes longer than a
+        # short batch: it reads the schema once per argument.
+        return _run(name)(**named)
 
     return run
+
+
+@cache
+def _run(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    return importlib.import_module(f"visa_kernels.reward_scores.{backend}_kernel").reward_scores
 
 
 def kernels() -> list[backends.Backend]:
