@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
-from visa_core.commands import capability_options, options, value_options
+from visa_core.commands import capability_options, human_options, options, value_options
 
 log = logging.getLogger("visa_core.cli")
 
@@ -58,6 +58,18 @@ class Evaluate:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Human:
+    """Human evaluation: make blind sheets, fill them in on a local page, score them."""
+
+    what: Annotated[
+        Annotated[human_options.ExportOptions, _named("export")]
+        | Annotated[human_options.ServeOptions, _named("serve")]
+        | Annotated[human_options.ScoreOptions, _named("score")],
+        arg(name=""),
+    ]
+
+
 Command = (
     Annotated[options.QuickstartOptions, _named("quickstart")]
     | Annotated[Train, _named("train")]
@@ -66,6 +78,7 @@ Command = (
     | Annotated[options.DetectOptions, _named("detect")]
     | Annotated[value_options.ValuesOptions, _named("values")]
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
+    | Annotated[Human, _named("human")]
     | Annotated[options.DoctorOptions, _named("doctor")]
 )
 
@@ -145,6 +158,10 @@ def run(command: Any) -> int:
         from visa_core.commands import rewrite
 
         return rewrite.run(command)
+    if isinstance(command, Human):
+        from visa_core.commands import human
+
+        return human.run(command.what)
     if isinstance(command, capability_options.CapabilityOptions):
         from visa_core.commands import capability
 

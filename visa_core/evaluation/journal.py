@@ -43,25 +43,12 @@ class Journal:
         self._read()
 
     def _read(self) -> None:
-        whole = 0
-        data = self.path.read_bytes()
-        lines = data.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if number == len(lines):
-                break  # what stands after the last line break was cut short
-            whole += len(line) + 1
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                self.records[record["key"]] = record
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                self.close()
-                raise CheckpointError(
-                    f"{self.path}:{number}: not a record of this file ({error}); delete the line "
-                    "or choose another --out"
-                ) from error
-        if whole < len(data):
+        try:
+            self.records, whole = read_journal(self.path)
+        except CheckpointError:
+            self.close()
+            raise
+        if whole < self.path.stat().st_size:
             self._file.truncate(whole)
 
     def put(self, key: str, record: dict[str, Any]) -> None:
@@ -96,3 +83,24 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_journal(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Records of a journal by key, and the bytes up to its last whole line; takes no hold of it.
+
+    Raises CheckpointError naming the line that is no record.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            records[record["key"]] = record
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}:{number}: not a record of this file ({error}); delete the line or choose "
+                "another --out"
+            ) from error
+    return records, sum(len(line) + 1 for line in lines[:-1])
