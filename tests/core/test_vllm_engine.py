@@ -42,9 +42,7 @@ FREE = SamplingConfig(max_new_tokens=16)
 
 def start(model: PreTrainedModel, settings: VLLMSettings = SMALL) -> Any:
     attach()
-    return make_engine(
-        "vllm", model, stop_ids=[STOP], pad_id=0, max_length=LONGEST, vllm=settings
-    )
+    return make_engine("vllm", model, stop_ids=[STOP], pad_id=0, max_length=LONGEST, vllm=settings)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])

@@ -166,12 +166,19 @@ class VLLMEngine:
             self.kv.release()
 
     def close(self) -> None:
-        """End vLLM. The model keeps its weights: its parameters hold the tensors they view."""
+        """End vLLM; the model keeps its weights. Save the run's result before: where vLLM's tensors
+        lie in its own memory pool the weights are moved out of it, which takes room for both.
+        """
         if self._failed is None:
             self._failed = "it was closed"
         llm, self.llm, self.worker = self.llm, None, None
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+        if llm is None:
+            return
+        if self.shares and self.kv.pooled:
+            self.kv.release()
+            weight_map.unshare(self.trained.plain)
+        del self.vllm_model, self.places, self.kv  # nothing here keeps vLLM's memory alive
+        llm.llm_engine.engine_core.shutdown()
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
         if self._failed is not None:

@@ -201,6 +201,16 @@ def share(named: Iterable[tuple[str, torch.Tensor]], places: dict[str, Place]) -
 
 
 @torch.no_grad()
+def unshare(named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give each parameter memory of its own again, one at a time."""
+    seen: set[int] = set()
+    for _, parameter in named:
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            parameter.data = parameter.data.clone()
+
+
+@torch.no_grad()
 def clear_padding(places: dict[str, Place], vllm_model: nn.Module) -> None:
     """Zero the rows that pad a vocabulary: empty weights may hold anything, NaN included."""
     ends: dict[str, tuple[torch.Tensor, int]] = {}
