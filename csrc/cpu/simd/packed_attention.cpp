@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::int64_t kRows = 64;  // queries of a tile
 constexpr std::int64_t kKeys = 64;  // keys of a block
+constexpr std::int64_t kWide = 4;   // blocks taken at once where every query sees every key
 static_assert(kKeys % kNR == 0 && kRows % kMR == 0, "tiles are whole");
 
 VISA_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -154,9 +155,9 @@ struct Seen {
     return x < 0 ? 0 : least(x, columns);
   }
   // Zeroes what is between and behind the ranges.
-  void clear(float* x) const {
+  void clear(float* x, std::int64_t width) const {
     for (std::int64_t j = prefix; j < lo; ++j) x[j] = 0.0f;
-    for (std::int64_t j = hi; j < kKeys; ++j) x[j] = 0.0f;
+    for (std::int64_t j = hi; j < width; ++j) x[j] = 0.0f;
   }
 };
 
@@ -177,8 +178,8 @@ VISA_INLINE float exponentials(float* x, std::int64_t from, std::int64_t to, flo
 }
 
 // One block of the running softmax of a row; scores become weights, and the row's output shrinks.
-void softmax_row(const Seen& seen, float* scores, float* top, float* sum, float* out,
-                 std::int64_t pad) {
+void softmax_row(const Seen& seen, std::int64_t width, float* scores, float* top, float* sum,
+                 float* out, std::int64_t pad) {
   float now = largest(scores, 0, seen.prefix, *top);
   now = largest(scores, seen.lo, seen.hi, now);
   if (now > *top) {
@@ -191,18 +192,21 @@ void softmax_row(const Seen& seen, float* scores, float* top, float* sum, float*
   }
   *sum += exponentials(scores, 0, seen.prefix, now);
   *sum += exponentials(scores, seen.lo, seen.hi, now);
-  seen.clear(scores);
+  seen.clear(scores, width);
 }
 
 template <class T>
 void forward_unit(const PackedAttention& job, const Unit& unit, std::int64_t kv_head) {
   const Sizes size(job, unit.length);
   const std::int64_t d = size.d, pad = size.pad;
-  Scratch scratch(size.keys * (2 * pad + d) + kRows * (2 * pad + kKeys + 2));
+  // Fewer, longer rows of scores: maxima, sums and the output's scaling are taken less often.
+  const bool plain = !job.causal && job.window < 0 && job.cu_groups == nullptr;
+  const std::int64_t step = plain ? kWide * kKeys : kKeys;
+  Scratch scratch(size.keys * (2 * pad + d) + kRows * (2 * pad + step + 2));
   float *rows = scratch.take(size.keys * pad), *values = scratch.take(size.keys * pad);
   float* keys = scratch.take(size.keys * d);
   float *q = scratch.take(kRows * pad), *out = scratch.take(kRows * pad);
-  float* scores = scratch.take(kRows * kKeys);
+  float* scores = scratch.take(kRows * step);
   float *top = scratch.take(kRows), *sum = scratch.take(kRows);
   read_rows<T>(job.k, unit, kv_head, 0, unit.length, d, pad, 1.0f, rows);
   transpose(rows, unit.length, d, pad, keys);
@@ -214,15 +218,18 @@ void forward_unit(const PackedAttention& job, const Unit& unit, std::int64_t kv_
       read_rows<T>(job.q, unit, head, from, tile.rows, d, pad, job.scale, q);
       for (std::int64_t i = 0; i < kRows * pad; ++i) out[i] = 0.0f;
       for (std::int64_t i = 0; i < kRows; ++i) top[i] = -3.0e38f, sum[i] = 0.0f;
-      for (std::int64_t block = 0; block < unit.length; block += kKeys) {
-        if (!tile.sees(block)) continue;
-        const std::int64_t columns = least(kKeys, unit.length - block);
-        gemm<false>(tile.rows, columns, d, q, pad, 1, keys + block * d, kKeys, scores, kKeys);
-        for (std::int64_t i = 0; i < tile.rows; ++i) {
-          softmax_row(Seen(unit, from + i, block, columns), scores + i * kKeys, top + i, sum + i,
-                      out + i * pad, pad);
+      for (std::int64_t block = 0; block < unit.length; block += step) {
+        if (!plain && !tile.sees(block)) continue;
+        const std::int64_t columns = least(step, unit.length - block);
+        for (std::int64_t part = 0; part < columns; part += kKeys) {
+          gemm<false>(tile.rows, least(kKeys, columns - part), d, q, pad, 1,
+                      keys + (block + part) * d, kKeys, scores + part, step);
         }
-        gemm<true>(tile.rows, pad, columns, scores, kKeys, 1, values + block * pad, pad, out, pad);
+        for (std::int64_t i = 0; i < tile.rows; ++i) {
+          softmax_row(Seen(unit, from + i, block, columns), columns, scores + i * step, top + i,
+                      sum + i, out + i * pad, pad);
+        }
+        gemm<true>(tile.rows, pad, columns, scores, step, 1, values + block * pad, pad, out, pad);
       }
       for (std::int64_t i = 0; i < tile.rows; ++i) {
         const float inverse = 1.0f / sum[i];
@@ -292,8 +299,8 @@ void gradient_unit(const PackedAttentionGradient& given, const Unit& unit, std::
           const float* dw = dweights + i * kKeys;
           gradient_range(s, dw, w, 0, seen.prefix, lse[i], delta[i]);
           gradient_range(s, dw, w, seen.lo, seen.hi, lse[i], delta[i]);
-          seen.clear(s);
-          seen.clear(w);
+          seen.clear(s, kKeys);
+          seen.clear(w, kKeys);
         }
         gemm<true>(columns, pad, tile.rows, weights, 1, kKeys, dout, pad, dv + block * pad, pad);
         gemm<true>(columns, pad, tile.rows, scores, 1, kKeys, q, pad, dk + block * pad, pad);
