@@ -5,18 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visa_kernels.linear_logprobs import onednn
+
 BLOCK_OF_VOCABULARY = 4096
 """Rows of dweight that a CPU computes at a time in 16 bits, before they are added in float32."""
 
 
 def logits(hidden_nD: Tensor, weight_VD: Tensor, out_nV: Tensor) -> None:
     """out = hidden @ weight.T, in the inputs' type with float32 sums."""
-    torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
+    if onednn.is_faster(hidden_nD):
+        onednn.logits(hidden_nD, weight_VD, out_nV)
+    else:
+        torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
 
 
 def hidden_gradient(dlogits_nV: Tensor, weight_VD: Tensor, out_nD: Tensor) -> None:
     """out = dlogits @ weight."""
-    torch.mm(dlogits_nV, weight_VD, out=out_nD)
+    if onednn.is_faster(dlogits_nV):
+        onednn.hidden_gradient(dlogits_nV, weight_VD, out_nD)
+    else:
+        torch.mm(dlogits_nV, weight_VD, out=out_nD)
 
 
 def add_weight_gradient(
@@ -28,7 +36,9 @@ def add_weight_gradient(
     CPU library offers that: there a block of rows is rounded to 16 bits once per chunk (which is
     what torch does to the whole gradient) and added in float32.
     """
-    if dlogits_nV.dtype == torch.float32:
+    if onednn.is_faster(dlogits_nV):
+        onednn.add_weight_gradient(dweight_VD, dlogits_nV, hidden_nD, alpha, beta)
+    elif dlogits_nV.dtype == torch.float32:
         torch.addmm(
             dweight_VD, dlogits_nV.t(), hidden_nD, beta=beta, alpha=alpha, out=dweight_VD
         )
