@@ -10,6 +10,7 @@ Shape legend, used in names and docstrings everywhere:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 
@@ -79,6 +80,15 @@ class Prompt:
     target: torch.Tensor
 
 
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """A stop token was sampled; it is the row's last token."""
+    LENGTH = "length"
+    """The length limit cut it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
     """Completions as the trainer sees them, packed without padding.
@@ -101,6 +111,11 @@ class RolloutBatch:
     def lengths(self) -> torch.Tensor:
         """Tokens per row, [B] int64."""
         return self.cu_seqlens.diff()
+
+    @property
+    def finish_reasons(self) -> list[FinishReason]:
+        """Why each row ended, [B]; `finished` as words."""
+        return [FinishReason.STOP if f else FinishReason.LENGTH for f in self.finished.tolist()]
 
     def rows(self) -> list[list[int]]:
         """Token ids of each row as lists, for decoding."""

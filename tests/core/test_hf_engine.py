@@ -7,9 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.lms import KINDS, PAD, STOP, VOCAB, random_lm, random_rows
+from visa_core.rollout.chunks import generate_in_chunks, joined
 from visa_core.rollout.hf import HFEngine
 from visa_core.rollout.sampling import SamplingConfig
-from visa_core.types import RolloutBatch
+from visa_core.types import FinishReason, RolloutBatch
 
 PROMPTS = random_rows((3, 9, 1, 6), seed=4)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
@@ -130,6 +131,34 @@ def test_a_prompt_is_answered_as_if_it_were_alone(model: PreTrainedModel) -> Non
     together = engine(model).generate(PROMPTS, 1, GREEDY, 0).rows()
     single = [engine(model).generate([p], 1, GREEDY, 0).rows()[0] for p in PROMPTS]
     assert together == single
+
+
+def test_a_row_does_not_depend_on_the_others_in_the_call(model: PreTrainedModel) -> None:
+    whole = sampled(model, seed=9)
+    config = SamplingConfig(max_new_tokens=10)
+    found = engine(model, list(range(1, VOCAB, 6)))
+    chunks = list(generate_in_chunks(found, PROMPTS, 5, config, 9, size=3))
+    assert [len(chunk.group_ids) for chunk in chunks] == [15, 5]
+    together = joined(chunks)
+    assert together.rows() == whole.rows()
+    assert together.group_ids.equal(whole.group_ids)
+    assert together.cu_seqlens.equal(whole.cu_seqlens)
+    torch.testing.assert_close(together.logprobs, whole.logprobs, atol=1e-5, rtol=0)
+    fewer = found.generate(PROMPTS[1:2], 2, config, 9, first_group=1)
+    assert fewer.rows() == whole.rows()[5:7]
+    with pytest.raises(ValueError, match="at least one prompt"):
+        next(generate_in_chunks(found, PROMPTS, 5, config, 9, size=0))
+
+
+def test_stop_tokens_of_one_call(model: PreTrainedModel) -> None:
+    free = engine(model).generate(PROMPTS, 1, GREEDY, 0, stop_ids=[])
+    assert not free.finished.any() and free.lengths.tolist() == [12] * 4
+    stop = free.rows()[0][2]
+    cut = engine(model).generate(PROMPTS, 1, GREEDY, 0, stop_ids=[stop])
+    for row, whole in zip(cut.rows(), free.rows(), strict=True):
+        assert row == (whole[: whole.index(stop) + 1] if stop in whole else whole)
+    reasons = [FinishReason.STOP if f else FinishReason.LENGTH for f in cut.finished]
+    assert cut.finish_reasons == reasons and str(cut.finish_reasons[0]) == "stop"
 
 
 def test_sampling_leaves_the_model_as_it_was(model: PreTrainedModel) -> None:

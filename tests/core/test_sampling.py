@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from visa_core.rollout.sampling import SamplingConfig, draw, truncate
+from visa_core.rollout.sampling import (
+    SamplingConfig,
+    draw,
+    inverse_cdf,
+    row_seed,
+    truncate,
+    uniforms,
+)
 
 
 def kept_by_hand(logits: np.ndarray, top_k: int, min_p: float, top_p: float) -> set[int]:
@@ -77,7 +84,7 @@ def test_drawn_tokens_follow_the_distribution_whose_logprob_is_given(options: di
     kept = sorted(kept_by_hand(scaled, config.top_k, config.min_p, config.top_p))
     expected = np.exp(scaled[kept]) / np.exp(scaled[kept]).sum()
     rows = torch.tensor(logits, dtype=torch.float32).repeat(n, 1)
-    tokens, logprobs = draw(rows, config, torch.Generator().manual_seed(1))
+    tokens, logprobs = draw(rows, config, uniforms(torch.arange(n), 1)[:, 0])
     assert logprobs.dtype == torch.float32
     table = dict(zip(kept, np.log(expected), strict=True))
     assert logprobs.tolist() == pytest.approx([table[token] for token in tokens.tolist()], abs=1e-5)
@@ -85,6 +92,42 @@ def test_drawn_tokens_follow_the_distribution_whose_logprob_is_given(options: di
     assert counts.sum() == n
     if len(kept) > 1:
         assert chisquare(counts, n * expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("vocabulary", [1, 3, 64, 200, 1000])
+def test_the_inverse_of_the_cumulative_distribution(vocabulary: int) -> None:
+    rng = np.random.default_rng(vocabulary)
+    probs = rng.dirichlet(np.full(vocabulary, 0.1), 300).astype(np.float32)
+    probs[:, rng.random(vocabulary) < 0.3] = 0
+    probs[:, rng.integers(vocabulary)] = 0.5
+    at = np.concatenate([[0.0, np.nextafter(1, 0), 1 - 1e-9], rng.random(297)])
+    found = inverse_cdf(torch.tensor(probs), torch.tensor(at)).numpy()
+    assert (probs[np.arange(300), found] > 0).all(), "what has no probability is never drawn"
+    cdf = probs.astype(np.float64).cumsum(1)
+    share = cdf / cdf[:, -1:]
+    above = share[np.arange(300), found]
+    below = above - probs[np.arange(300), found] / cdf[:, -1]
+    assert (below <= at + 1e-6).all() and (above > at - 1e-6).all()
+
+
+def test_numbers_of_rows_are_splitmix64_and_uniform() -> None:
+    def by_hand(seed: int, position: int) -> float:
+        x = (seed + (position + 1) * 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return ((x ^ (x >> 31)) >> 11) / 2**53
+
+    seeds = [row_seed(s, g, c) for s in (0, 7) for g in (0, 5) for c in range(8)]
+    assert len(set(seeds)) == len(seeds)
+    found = uniforms(torch.tensor(seeds), 300)
+    assert found.dtype == torch.float64 and 0 <= found.min() and found.max() < 1
+    for row in (0, 9, 31):
+        assert found[row, :5].tolist() == [by_hand(seeds[row], t) for t in range(5)]
+    counts = np.histogram(found.numpy(), bins=20, range=(0, 1))[0]
+    assert chisquare(counts).pvalue > 1e-4
+    centred = found - 0.5
+    assert abs(float((centred[:-1] * centred[1:]).mean()) * 12) < 0.05, "rows do not correlate"
+    assert abs(float((centred[:, :-1] * centred[:, 1:]).mean()) * 12) < 0.05, "nor positions"
 
 
 def test_greedy_takes_the_best_token_and_gives_its_full_logprob() -> None:

@@ -18,12 +18,23 @@ class Engine(Protocol):
         completions: int,
         sampling: SamplingConfig,
         seed: int,
+        *,
+        first_group: int = 0,
+        stop_ids: Sequence[int] | None = None,
     ) -> RolloutBatch:
-        """`completions` rows for each of P prompts, rows of one prompt adjacent; the same seed
-        gives the same rows.
+        """`completions` rows for each of P prompts, rows of one prompt adjacent.
+
+        A row's random numbers come from the seed, its group in the step (first_group plus its
+        prompt's place in the call) and its number in the group alone: which other prompts the call
+        has changes no row beyond the rounding of its logits. group_ids count from 0 in the call.
+        stop_ids replace the engine's stop tokens; the one that ends a row is its last token.
         """
         ...
 
     def weights_updated(self) -> None:
         """The trainer has changed the weights: drop whatever was derived from the old ones."""
+        ...
+
+    def release(self) -> None:
+        """Give back memory that sampling alone needs; the next `generate` takes it again."""
         ...

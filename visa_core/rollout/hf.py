@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from visa_core.rollout.sampling import SamplingConfig, draw
+from visa_core.rollout.padding import left_pad
+from visa_core.rollout.sampling import SamplingConfig, draw, row_seed, uniforms
 from visa_core.types import RolloutBatch
 
 
@@ -35,6 +35,9 @@ class HFEngine:
     def weights_updated(self) -> None:
         """Nothing to do: the engine reads the trained module itself."""
 
+    def release(self) -> None:
+        """Nothing to do: the cache lives as long as a call of generate."""
+
     @torch.no_grad()
     def generate(
         self,
@@ -42,12 +45,20 @@ class HFEngine:
         completions: int,
         sampling: SamplingConfig,
         seed: int,
+        *,
+        first_group: int = 0,
+        stop_ids: Sequence[int] | None = None,
     ) -> RolloutBatch:
         """See Engine.generate."""
         training = self.model.training
         self.model.eval()
+        stops = self.stop_ids
+        if stop_ids is not None:
+            stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=stops.device)
+        groups = range(first_group, first_group + len(prompts))
+        seeds = [row_seed(seed, group, c) for group in groups for c in range(completions)]
         try:
-            return self._generate(prompts, completions, sampling, seed)
+            return self._generate(prompts, completions, sampling, torch.tensor(seeds), stops)
         finally:
             self.model.train(training)
 
@@ -56,10 +67,11 @@ class HFEngine:
         prompts: Sequence[Sequence[int]],
         completions: int,
         sampling: SamplingConfig,
-        seed: int,
+        seeds_B: torch.Tensor,
+        stops: torch.Tensor,
     ) -> RolloutBatch:
         device = self.model.device
-        generator = torch.Generator(device).manual_seed(seed)
+        uniform_BT = uniforms(seeds_B.to(device), sampling.max_new_tokens)
         cache, mask_BT, logits_BV = self._prefill(prompts, completions)
         rows = len(prompts) * completions
         tokens: list[list[int]] = [[] for _ in range(rows)]
@@ -67,13 +79,13 @@ class HFEngine:
         finished = torch.zeros(rows, dtype=torch.bool)
         alive = torch.arange(rows, device=device)
         for length in range(1, sampling.max_new_tokens + 1):
-            token_B, logprob_B = draw(logits_BV, sampling, generator)
+            token_B, logprob_B = draw(logits_BV, sampling, uniform_BT[alive, length - 1])
             for row, token, logprob in zip(
                 alive.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True
             ):
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
-            stopped_B = torch.isin(token_B, self.stop_ids)
+            stopped_B = torch.isin(token_B, stops)
             finished[alive[stopped_B].cpu()] = True
             keep = (~stopped_B).nonzero()[:, 0]
             if not len(keep) or length == sampling.max_new_tokens:
@@ -114,20 +126,6 @@ class HFEngine:
             mask_PT.repeat_interleave(completions, 0),
             output.logits[:, -1].repeat_interleave(completions, 0),
         )
-
-
-def left_pad(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts aligned at their ends: ids and mask, both [P, T] int64."""
-    empty = [i for i, prompt in enumerate(prompts) if not len(prompt)]
-    if empty:
-        raise ValueError(f"prompts {empty[:5]} are empty; a prompt needs at least one token")
-    reversed_ids = [torch.tensor(list(prompt)[::-1]) for prompt in prompts]
-    ids = pad_sequence(reversed_ids, batch_first=True, padding_value=pad_id).flip(1)
-    ones = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
-    mask = pad_sequence(ones, batch_first=True).flip(1)
-    return ids.to(device), mask.to(device)
 
 
 def _pack(

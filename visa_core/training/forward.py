@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from visa_core.rollout.hf import left_pad
+from visa_core.rollout.padding import left_pad
 
 
 def completion_logits(
