@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from tests.lms import KINDS, PAD, STOP, VOCAB, random_lm, random_rows
+from tests.lms import KINDS, OTHER_KINDS, PAD, STOP, VOCAB, random_lm, random_rows
 from visa_core.rollout.chunks import generate_in_chunks, joined
+from visa_core.rollout.decoding import memory
+from visa_core.rollout.errors import RolloutError
 from visa_core.rollout.hf import HFEngine
 from visa_core.rollout.sampling import SamplingConfig
 from visa_core.types import FinishReason, RolloutBatch
@@ -16,7 +31,7 @@ PROMPTS = random_rows((3, 9, 1, 6), seed=4)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=KINDS + OTHER_KINDS)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return random_lm(request.param, seed=2, std=0.4)
 
@@ -81,13 +96,42 @@ def test_logprobs_are_those_of_teacher_forcing(model: PreTrainedModel, temperatu
         torch.testing.assert_close(logprobs.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_truncation_leaves_only_allowed_tokens(model: PreTrainedModel) -> None:
-    rollouts = sampled(model, seed=3, top_k=3)
-    for row, group in zip(rollouts.rows(), rollouts.group_ids, strict=True):
-        prompt = PROMPTS[group]
+@pytest.mark.parametrize(
+    ("options", "warpers"),
+    [
+        ({"temperature": 1.5, "top_k": 5}, [TemperatureLogitsWarper(1.5), TopKLogitsWarper(5)]),
+        ({"top_p": 0.6}, [TopPLogitsWarper(0.6)]),
+        ({"temperature": 1.3, "min_p": 0.2}, [TemperatureLogitsWarper(1.3), MinPLogitsWarper(0.2)]),
+    ],
+    ids=["top_k", "top_p", "min_p"],
+)
+def test_logprobs_are_those_of_the_truncated_distribution(
+    model: PreTrainedModel, options: dict[str, float], warpers: list[LogitsProcessor]
+) -> None:
+    rollouts = sampled(model, seed=3, **options)
+    given = rollouts.logprobs.split(rollouts.lengths.tolist())
+    for row, group, logprobs in zip(rollouts.rows(), rollouts.group_ids, given, strict=True):
+        ids, start = torch.tensor([PROMPTS[group] + row]), len(PROMPTS[group])
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1]
-        assert all(token in best.topk(3).indices for token, best in zip(row, logits, strict=True))
+            logits = model(ids).logits[0, start - 1 : -1]
+        kept = LogitsProcessorList(warpers)(ids, logits).double().log_softmax(-1)
+        expected = kept.gather(1, torch.tensor(row)[:, None])[:, 0]
+        torch.testing.assert_close(logprobs.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_pairs_of_tokens_come_as_often_as_the_model_says(model: PreTrainedModel) -> None:
+    prompt, rows = PROMPTS[0], 4000
+    config = SamplingConfig(temperature=1.2, max_new_tokens=2)
+    found = engine(model).generate([prompt], rows, config, seed=1, stop_ids=[])
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, token] for token in range(VOCAB)])
+        logits_VTV = model(ids).logits[:, -2:].double() / 1.2
+    first_V, second_VV = logits_VTV[0, 0].softmax(-1), logits_VTV[:, 1].softmax(-1)
+    expected = (first_V[:, None] * second_VV).flatten().numpy() * rows
+    counts = torch.bincount(found.tokens.view(rows, 2) @ torch.tensor([VOCAB, 1]), minlength=1600)
+    often = expected >= 5
+    grouped = [np.append(x[often], x[~often].sum()) for x in (counts.numpy(), expected)]
+    assert chisquare(*grouped).pvalue > 1e-4
 
 
 def test_rows_end_at_their_stop_token_or_at_the_limit(model: PreTrainedModel) -> None:
@@ -105,17 +149,59 @@ def test_rows_end_at_their_stop_token_or_at_the_limit(model: PreTrainedModel) ->
 
 
 def test_finished_rows_leave_the_batch(model: PreTrainedModel) -> None:
-    batch_sizes = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    counts: list[int] = []
+    found = engine(model, list(range(1, VOCAB, 6)))
+    found.generate(PROMPTS, 1, SamplingConfig(max_new_tokens=10), 0)  # its way is settled now
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    hook = inner.register_forward_pre_hook(
+        lambda _, args, kwargs: counts.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
-        rollouts = sampled(model, seed=5)
+        lengths = found.generate(PROMPTS, 5, SamplingConfig(max_new_tokens=10), 5).lengths
     finally:
         hook.remove()
-    lengths = rollouts.lengths
-    assert batch_sizes[0] == len(PROMPTS), "each prompt is read once"
-    assert batch_sizes[1:] == [int((lengths > t).sum()) for t in range(1, int(lengths.max()))]
+    padded = len(PROMPTS) * max(map(len, PROMPTS))
+    whole = sum(map(len, PROMPTS)) if found.why_plain is None else padded
+    assert counts[0] == whole, "each prompt is read once"
+    assert counts[1:] == [int((lengths > t).sum()) for t in range(1, int(lengths.max()))]
+
+
+def test_which_way_a_model_goes(
+    model: PreTrainedModel, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = engine(model)
+    before = model.config._attn_implementation
+    found.generate(PROMPTS, 2, GREEDY, 0)
+    expected = {"window": "longer than the sliding window of 4", "gemma2": "sliding_attention"}
+    reason = next((r for kind, r in expected.items() if f"[{kind}]" in request.node.name), None)
+    if reason is None:
+        assert found.why_plain is None and not caplog.messages
+    else:
+        assert reason in found.why_plain and reason in caplog.text
+        assert "copies each prompt" in caplog.text
+    assert model.config._attn_implementation == before
+    assert not any("forward" in m.__dict__ for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def test_a_model_that_gives_no_numbers_is_told_of(model: PreTrainedModel) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(RolloutError, match="logits are not finite"):
+        engine(broken).generate(PROMPTS, 2, SamplingConfig(max_new_tokens=3), 0)
+
+
+def test_rows_that_do_not_fit_together_are_sampled_one_after_another(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sampled(model, seed=9)
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    one_group = memory.bytes_per_token(inner) * (9 + 5 * 10)
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2 * one_group / memory.SHARE)
+    assert memory.groups_at_once(inner, PROMPTS, 5, 10) == 2
+    assert sampled(model, seed=9).rows() == whole.rows()
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 1)
+    assert sampled(model, seed=9).rows() == whole.rows()
 
 
 def test_the_seed_decides(model: PreTrainedModel) -> None:

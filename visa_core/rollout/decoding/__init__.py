@@ -1,0 +1,1 @@
+"""How the hf engine reads prompts and continues rows, one token of all rows at a time."""
