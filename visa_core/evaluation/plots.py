@@ -53,14 +53,14 @@ def reward_curve(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
 
     Raises ValueError for a run that logged none of the metrics in CURVES.
     """
-    figure, axes = _figure(max(1, len(runs)), width=5.2, height=3.4)
+    figure, axes = figure_of(max(1, len(runs)), width=5.2, height=3.4)
     for axis, (name, rows) in zip(axes, runs.items(), strict=True):
-        _plain_axes(axis, f"{name}: reward during training", "step", "mean over the batch")
+        plain_axes(axis, f"{name}: reward during training", "step", "mean over the batch")
         drawn = [_curve(axis, rows, *curve, i) for i, curve in enumerate(CURVES)]
         if not any(drawn):
             raise ValueError(f"run {name!r} logged none of {', '.join(key for key, _ in CURVES)}")
         axis.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _curve(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str, index: int) -> bool:
@@ -95,8 +95,8 @@ def consistency_against_error(
     joint success.
     """
     limits = config or EvaluationConfig()
-    figure, (axis,) = _figure(1, width=5.6, height=4.2)
-    _plain_axes(axis, "Facts kept against values reached", "value error (L2, mean)", "consistency")
+    figure, (axis,) = figure_of(1, width=5.6, height=4.2)
+    plain_axes(axis, "Facts kept against values reached", "value error (L2, mean)", "consistency")
     for i, (name, summary) in enumerate(summaries.items()):
         look = {
             "color": COLOURS[i % len(COLOURS)],
@@ -123,7 +123,7 @@ def consistency_against_error(
         hollow = Line2D([], [], linestyle="", marker="o", color=GREY, markerfacecolor="white")
         handles, labels = [*handles, hollow], [*labels, "known by construction"]
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def value_circles(
@@ -141,7 +141,7 @@ def value_circles(
     space's order.
     """
     count = len(target)
-    figure, axes = _figure(count, width=3.9, height=4.0, projection="polar")
+    figure, axes = figure_of(count, width=3.9, height=4.0, projection="polar")
     angles = [2 * math.pi * k / space.size for k in range(space.size)]
     closed = [*angles, angles[0]]
     looks = (
@@ -167,18 +167,20 @@ def value_circles(
             axis.set_title(titles[i], fontsize=8, pad=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(
+def figure_of(
     panels: int, *, width: float, height: float, projection: str | None = None
 ) -> tuple[Figure, list[Axes]]:
+    """A figure without a display and its panels side by side; sizes in inches a panel."""
     figure = Figure(figsize=(width * panels, height), layout="constrained")
     axes = [figure.add_subplot(1, panels, i + 1, projection=projection) for i in range(panels)]
     return figure, axes
 
 
-def _plain_axes(axis: Axes, title: str, x: str, y: str) -> None:
+def plain_axes(axis: Axes, title: str, x: str, y: str) -> None:
+    """Title, labels, a light grid, and no frame above and to the right."""
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
@@ -189,6 +191,7 @@ def _plain_axes(axis: Axes, title: str, x: str, y: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG; returns where."""
     figure.savefig(path, dpi=150, format="png", bbox_inches="tight")
     return Path(path)

@@ -67,7 +67,7 @@ class PromptTemplate:
         """
         slots = {"query": query, "response": response, "target": target_text(space, target)}
         slots["names"] = ", ".join(space.names)
-        system, user = (_fill(part, slots) for part in (self.system, self.user))
+        system, user = (fill_slots(part, slots) for part in (self.system, self.user))
         if tokenizer.chat_template:
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": user})
@@ -96,7 +96,7 @@ def target_text(space: ValueSpace, target: torch.Tensor) -> str:
     return " ".join(words) or "neutral"
 
 
-def _fill(template: str, slots: dict[str, str]) -> str:
+def fill_slots(template: str, slots: dict[str, str]) -> str:
     """Replace placeholders in one pass, so that braces inside a query or response stay as they
     are.
     """
