@@ -32,6 +32,7 @@ from visa_kernels.grpo_loss.triton_terms import (
     sequence_term,
     token_term,
 )
+from visa_kernels.triton_version import OLD_TRITON
 
 MAX_PROGRAMS = 2048
 MAX_PROGRAMS_BATCH = 512
@@ -322,9 +323,13 @@ def tile(tokens: int, rows: int, *, wide: bool) -> tuple[int, int]:
     """Tokens of a tile and its warps: most rows are to fit one tile, at 4 tokens a thread.
 
     wide  4 warps at least: the program also goes over all rewards, in tiles of 1,024
+
+    Triton before 3.7 gives the same code fewer registers than it needs at 4 tokens a thread.
     """
     mean = triton.next_power_of_2(max(1, tokens // max(rows, 1)))
     block = min(2048, max(128, mean))
+    if OLD_TRITON:
+        return block, min(16, max(block // 64, 4))
     return block, max(block // 128, 4 if wide else 1)
 
 

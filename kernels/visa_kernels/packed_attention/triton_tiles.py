@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from visa_kernels.triton_version import OLD_TRITON
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
@@ -78,6 +80,8 @@ def _in_fp32(kernel: str, pad: int, chip: str) -> Tiling:
         return Tiling(block=32, inner=32, warps=8, stages=1)
     if kernel == "dkdv" and chip == "sm_80":
         return Tiling(block=16, inner=32, warps=8, stages=1, hoist=False)
+    if kernel == "dq" and pad > 64 and chip != "hip" and OLD_TRITON:
+        return Tiling(block=16, inner=16, warps=8, stages=1, hoist=False)
     return Tiling(block=32, inner=16, warps=8, stages=1, hoist=False)
 
 
