@@ -1,0 +1,1 @@
+"""Adaptive value search: find the value target that pays best where none is given."""
