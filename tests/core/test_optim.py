@@ -191,3 +191,122 @@ def test_frozen_weights_stay() -> None:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step(0)
     assert model[0].weight.equal(before)
+
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+class Views(nn.Module):
+    """Two weights that are slices of one tensor that somebody else owns."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.owner = [torch.randn(8, 3).to(dtype)]
+        self.first = nn.Parameter(self.owner[0][:5])
+        self.second = nn.Parameter(self.owner[0][5:])
+
+    def loss(self, micro: int) -> torch.Tensor:
+        x = torch.randn(3, generator=torch.Generator().manual_seed(micro)).to(self.first.dtype)
+        return (self.first @ x).sin().sum() + (self.second @ x).square().sum()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offload", [False, True])
+def test_masters_follow_torch_adamw_in_float64(dtype: torch.dtype, offload: bool) -> None:
+    """torch's AdamW in float64 on the same gradients; the weights are its rounded masters."""
+    model = Views(dtype)
+    storage = model.owner[0].data_ptr()
+    optimizer = Optimizer(
+        model, 6, lr=0.02, weight_decay=0.1, max_grad_norm=1.0, schedule="linear", offload=offload
+    )
+    exact = [nn.Parameter(w.detach().double()) for w in (model.first, model.second)]
+    reference = torch.optim.AdamW(exact, lr=0.02, weight_decay=0.1)
+    for step in range(6):
+        sums = [torch.zeros_like(w) for w in exact]
+        for micro in range(3):
+            grads = torch.autograd.grad(model.loss(3 * step + micro), [model.first, model.second])
+            for total, grad in zip(sums, grads, strict=True):
+                total += grad.double()
+            model.loss(3 * step + micro).backward()
+        for weight, total in zip(exact, sums, strict=True):
+            weight.grad = total
+        norm = nn.utils.clip_grad_norm_(exact, 1.0)
+        reference.param_groups[0]["lr"] = 0.02 * (0.1 + 0.9 * (1 - step / 6))
+        reference.step()
+        said = optimizer.step(step)
+        assert said["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5)
+    for master, weight, expected in zip(
+        optimizer.masters, (model.first, model.second), exact, strict=True
+    ):
+        assert master.dtype == torch.float32
+        torch.testing.assert_close(master.detach().double(), expected.detach(), atol=2e-6, rtol=0)
+        assert torch.equal(weight.detach(), master.detach().to(dtype))
+        assert weight.grad is None
+    joined = torch.cat([model.first, model.second]).detach()
+    assert torch.equal(joined, model.owner[0]), "written where the owner sees it"
+    assert model.first.data_ptr() == storage
+
+
+def test_steps_too_small_for_bfloat16_add_up_in_the_masters() -> None:
+    """A step of 1e-4 on a weight of 1 is lost in bfloat16 (spacing 2^-8); 100 of them are not."""
+    model = nn.Linear(2, 2, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    optimizer = Optimizer(model, 100, lr=1e-4, schedule="constant")
+    for step in range(100):
+        model(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step(step)
+    assert optimizer.masters[0].mean().item() == pytest.approx(0.99, abs=1e-4)
+    assert model.weight.float().mean().item() == pytest.approx(0.99, abs=2**-8)
+
+
+def test_a_low_precision_run_continues_exactly_from_a_checkpoint(tmp_path: Path) -> None:
+    def advance(model: Views, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            model.loss(step).backward()
+            optimizer.step(step)
+
+    whole = Views(torch.bfloat16)
+    advance(whole, Optimizer(whole, 6, lr=0.01), range(6))
+    half = Views(torch.bfloat16)
+    optimizer = Optimizer(half, 6, lr=0.01)
+    advance(half, optimizer, range(3))
+    path = save_checkpoint(tmp_path, 3, {"optimizer": optimizer.state_dict()})
+    again = Views(torch.bfloat16)
+    optimizer = Optimizer(again, 6, lr=0.01)
+    optimizer.load_state_dict(load_checkpoint(path)[1]["optimizer"])
+    assert torch.equal(again.owner[0], half.owner[0]), "the masters bring the weights along"
+    advance(again, optimizer, range(3, 6))
+    assert torch.equal(again.owner[0], whole.owner[0])
+    other = Views(torch.float32)
+    with pytest.raises(ValueError, match="2 float32 masters and this run keeps 0: resume with"):
+        Optimizer(other, 6, lr=0.01).load_state_dict(load_checkpoint(path)[1]["optimizer"])
+
+
+def test_zero_grad_forgets_low_precision_sums() -> None:
+    model = Views(torch.bfloat16)
+    optimizer = Optimizer(model, 2, lr=0.01)
+    model.loss(0).backward()
+    assert all(g is not None and g.dtype == torch.float32 for g in optimizer.gradients())
+    optimizer.zero_grad()
+    assert optimizer.gradients() == [None, None]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_clip_and_the_skip_stay_on_the_device() -> None:
+    """Same steps as on the CPU; a NaN changes nothing and is reported at the next step."""
+    models = [Views(torch.float32), Views(torch.float32).cuda()]
+    optimizers = [Optimizer(model, 4, lr=0.1, max_grad_norm=0.5) for model in models]
+    for step in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            for weight in (model.first, model.second):
+                weight.grad = torch.full_like(weight, step + 1.0)
+            optimizer.step(step)
+    torch.testing.assert_close(models[1].first.cpu(), models[0].first, atol=1e-6, rtol=0)
+    before = models[1].first.detach().clone()
+    models[1].first.grad = torch.full_like(models[1].first, math.nan)
+    models[1].second.grad = torch.zeros_like(models[1].second)
+    optimizers[1].step(3)
+    assert torch.equal(models[1].first, before)
+    with pytest.raises(FloatingPointError, match="gradient norm is nan at step 3"):
+        optimizers[1].state_dict()
