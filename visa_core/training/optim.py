@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate as a fraction of its peak, a pure function of the step: linear warm-up,
@@ -40,8 +43,8 @@ class Optimizer:
     and trains embeddings, norms and biases by AdamW at `lr`.
 
     Weights may be float32, bfloat16 or float16, and views of storage that another library owns:
-    they are written in place and their storage is never replaced. A float32 weight is its own
-    master; the others, and all of them with `offload` (masters and moments in host memory), have
+    they are written in place and their storage is never replaced. A float32 (or float64) weight
+    is its own master; the others, and all of them with `offload` (masters and moments in host memory), have
     one that only this object holds. The gradient of a low-precision weight is summed over
     micro-batches in float32: a hook takes it from `weight.grad` after each backward pass, so read
     it through `gradients()`.
@@ -74,7 +77,7 @@ class Optimizer:
         self._sums: dict[int, torch.Tensor] = {}
         self._unchecked: tuple[torch.Tensor, int] | None = None
         for i, weight in enumerate(self.parameters):
-            if weight.dtype != torch.float32:
+            if weight.dtype in LOW_PRECISION:
                 weight.register_post_accumulate_grad_hook(self._collector(i))
         master_of = {id(p): m for p, m in zip(self.parameters, self.masters, strict=True)}
         hidden, rest = split_parameters(model) if name == "muon" else ([], self.parameters)
@@ -107,7 +110,7 @@ class Optimizer:
         grads = self.gradients()
         norm = nn.utils.get_total_norm([grad for grad in grads if grad is not None])
         for master, grad in zip(self.masters, grads, strict=True):
-            master.grad = None if grad is None else grad.to(master.device, torch.float32)
+            master.grad = None if grad is None else grad.to(master.device, master.dtype)
         if self._on_device:
             self._clip_in_the_kernel(norm, step)
         else:
@@ -192,7 +195,7 @@ class Optimizer:
 
 
 def _master(weight: nn.Parameter, offload: bool) -> torch.Tensor:
-    if weight.dtype == torch.float32 and not (offload and weight.is_cuda):
+    if weight.dtype not in LOW_PRECISION and not (offload and weight.is_cuda):
         return weight
     return weight.detach().to("cpu" if offload else weight.device, torch.float32, copy=True)
 
