@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -44,7 +43,7 @@ class Optimizer:
 
     Weights may be float32, bfloat16 or float16, and views of storage that another library owns:
     they are written in place and their storage is never replaced. A float32 (or float64) weight
-    is its own master; the others, and all of them with `offload` (masters and moments in host memory), have
+    is its own master; the others, and all with `offload` (masters and moments in host memory), have
     one that only this object holds. The gradient of a low-precision weight is summed over
     micro-batches in float32: a hook takes it from `weight.grad` after each backward pass, so read
     it through `gradients()`.
