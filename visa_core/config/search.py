@@ -65,3 +65,46 @@ class SearchConfig:
         for name in ("sigma", "bound"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """The mock update: a short training of adapters on the frozen base."""
+
+    steps: int = 20
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows of a step, of every candidate."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; it falls linearly to a tenth."""
+    warmup: float = 0.1
+    """Share of the steps that warm up."""
+    rank: int = 8
+    """Rank of the adapters."""
+    alpha: float = 16.0
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """Names of the linear layers that get adapters."""
+    max_grad_norm: float = 1.0
+    """Gradients of each candidate are clipped to this norm."""
+    token_budget: int = 16384
+    """Most tokens of one pass, over all candidates."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """bf16: products in bfloat16 under autocast, adapters in float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "rank", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("lr", "alpha", "max_grad_norm"):
+            number = getattr(self, name)
+            if not 0 < number < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {number}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"--warmup must be in [0, 1), got {self.warmup}")
+        if not self.targets:
+            raise ValueError("--targets: name at least one kind of linear layer")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from visa_core.endpoints.account import Account
 from visa_core.endpoints.chat import ChatReply, ChatRequest, FollowUp
@@ -107,16 +109,7 @@ class LocalChat:
 
     def encode(self, request: ChatRequest) -> list[int]:
         """Token ids of a conversation, through the tokenizer's chat template when it has one."""
-        if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(
-                list(request.messages),
-                add_generation_prompt=True,
-                enable_thinking=False,
-                return_dict=False,
-            )
-            return list(ids)
-        turns = [f"{m['role']}: {m['content']}" for m in request.messages]
-        return self.tokenizer("\n\n".join([*turns, "assistant:"]))["input_ids"]
+        return conversation_ids(self.tokenizer, request.messages)
 
     def _too_long(self, ids: list[int], request: ChatRequest) -> str:
         if self.limit is None or len(ids) + request.max_tokens <= self.limit:
@@ -125,6 +118,21 @@ class LocalChat:
             f"{len(ids)} tokens of prompt and {request.max_tokens} of reply are more than the "
             f"{self.limit} that {self.name} can read"
         )
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Token ids of a conversation up to where the reply begins: the tokenizer's chat template, or
+    "user: ...", "assistant:" where it has none.
+    """
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, enable_thinking=False, return_dict=False
+        )
+        return list(ids)
+    turns = [f"{m['role']}: {m['content']}" for m in messages]
+    return tokenizer("\n\n".join([*turns, "assistant:"]))["input_ids"]
 
 
 def _sampling(request: ChatRequest) -> tuple[float, int, int | None]:
