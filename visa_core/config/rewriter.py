@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from visa_core.config.judging import RewardConfig
+from visa_core.config.scale import ScaleSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewriterTraining:
+class RewriterTraining(ScaleSettings):
     """Settings that SFT and GRPO of a rewriter share."""
 
     model: Path
@@ -60,6 +61,11 @@ class RewriterTraining:
     """Write TensorBoard files too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zero and self.optimizer == "muon":
+            raise ValueError(
+                "--optimizer muon needs whole matrices: use --zero 0 with it, or adamw"
+            )
         if not self.data:
             raise ValueError("--data: give at least one kind of data")
         for name in ("max_prompt", "max_completion", "steps", "save_every"):

@@ -31,6 +31,7 @@ from visa_core.training.checkpoint import (
     save_checkpoint,
     write_file,
 )
+from visa_core.training.distributed import World
 
 
 class Stateful(Protocol):
@@ -91,6 +92,8 @@ class Run:
 
     state: objects with state_dict/load_state_dict, all that the run's future depends on.
     config: kept in `out_dir/run.json`; resuming under another config is refused.
+    world: the ranks that share the run. Rank 0 writes the files and shows the progress; the others
+    take part where the state is gathered and where the run stops.
     """
 
     def __init__(
@@ -105,7 +108,9 @@ class Run:
         tensorboard: bool = False,
         label: str = "train",
         config: dict[str, Any] | None = None,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World(torch.device("cpu"))
         self.out_dir = Path(out_dir)
         self.total_steps = total_steps
         self.state = state
@@ -115,9 +120,12 @@ class Run:
         self._stop_signal: int | None = None
         self._postfix: dict[str, str] = {}
         self.metrics_path = self.out_dir / "metrics.jsonl"
-        self._prepare_folder(config or {}, resume)
+        if self.world.is_main:
+            self._prepare_folder(config or {}, resume)
+        self.world.wait()
         self.first_step = self._restore() if resume else 0
-        self._board = _tensorboard_writer(self.out_dir) if tensorboard else None
+        writes_board = tensorboard and self.world.is_main
+        self._board = _tensorboard_writer(self.out_dir) if writes_board else None
 
     def _prepare_folder(self, config: dict[str, Any], resume: bool) -> None:
         record = json.loads(
@@ -151,13 +159,13 @@ class Run:
 
     def _restore(self) -> int:
         checkpoints = list_checkpoints(self.out_dir)
-        if not checkpoints:
-            self.metrics_path.write_text("")
-            return 0
-        step, state = load_checkpoint(checkpoints[-1])
-        for name, holder in self.state.items():
-            holder.load_state_dict(state[name])
-        _keep_metrics_before(self.metrics_path, step)
+        step, state = load_checkpoint(checkpoints[-1]) if checkpoints else (0, {})
+        if state:
+            for name, holder in self.state.items():
+                holder.load_state_dict(state[name])
+        if self.world.is_main:
+            _keep_metrics_before(self.metrics_path, step)
+        self.world.wait()
         return step
 
     def steps(self) -> Iterator[int]:
@@ -167,7 +175,7 @@ class Run:
             total=self.total_steps,
             initial=self.first_step,
             desc=self.label,
-            disable=None,
+            disable=None if self.world.is_main else True,
             file=sys.stderr,
             dynamic_ncols=True,
         )
@@ -185,26 +193,30 @@ class Run:
                 self._board.close()
 
     def _save_if_due(self, done: int) -> None:
-        stopping = self._stop_signal is not None
+        stopping = bool(self.world.most(int(self._stop_signal is not None)))
         if stopping or (done % self.save_every == 0 and done < self.total_steps):
             self.save(done)
         if stopping:
-            print(
-                f"stopped at step {done}; continue with --resume --out {self.out_dir}",
-                file=sys.stderr,
-            )
+            if self.world.is_main:
+                print(
+                    f"stopped at step {done}; continue with --resume --out {self.out_dir}",
+                    file=sys.stderr,
+                )
             raise TrainingStopped(130)
 
-    def save(self, done: int) -> Path:
-        """Write a checkpoint after `done` steps."""
-        return save_checkpoint(
-            self.out_dir, done, {k: v.state_dict() for k, v in self.state.items()}
-        )
+    def save(self, done: int) -> None:
+        """Write a checkpoint after `done` steps; returns on all ranks when it is there."""
+        state = {k: v.state_dict() for k, v in self.state.items()}
+        if self.world.is_main:
+            save_checkpoint(self.out_dir, done, state)
+        self.world.wait()
 
     def log(self, step: int, metrics: dict[str, float | torch.Tensor]) -> None:
         """Append a line to metrics.jsonl (and TensorBoard) and show the first figures in the
-        progress bar.
+        progress bar; on rank 0, the others do nothing.
         """
+        if not self.world.is_main:
+            return
         values = {key: float(value) for key, value in metrics.items()}
         row = {"step": step, **values, "time": round(time.time(), 3)}
         try:
@@ -244,9 +256,13 @@ class Run:
 
 
 def open_run(
-    settings: RunSettings, total_steps: int, state: dict[str, Stateful], label: str
+    settings: RunSettings,
+    total_steps: int,
+    state: dict[str, Stateful],
+    label: str,
+    world: World | None = None,
 ) -> Run:
-    """The run on disk that a stage's settings describe."""
+    """The run on disk that a stage's settings describe, shared by the ranks of `world`."""
     return Run(
         settings.out,
         total_steps,
@@ -257,6 +273,7 @@ def open_run(
         tensorboard=settings.tensorboard,
         label=label,
         config=asdict(settings),  # type: ignore[call-overload]
+        world=world,
     )
 
 

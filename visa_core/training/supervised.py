@@ -16,6 +16,7 @@ from torch import nn
 
 from visa_core.config import VectorTraining
 from visa_core.training.checkpoint import atomic_folder
+from visa_core.training.distributed import pick_device as pick_device
 from visa_core.training.run import epoch_order
 
 POOL = 32
@@ -174,20 +175,6 @@ def _parameter_groups(
         {"params": weights, "lr": rate, "weight_decay": decay}
         for (rate, decay), weights in groups.items()
     ]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of --device; "auto" is a GPU where torch sees one. Raises ValueError if it is
-    missing.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch sees no CUDA device; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r} is no device: give auto, cpu or cuda") from None
 
 
 def write_result(run_folder: Path, write: Callable[[Path], None]) -> None:
