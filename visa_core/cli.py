@@ -35,13 +35,17 @@ def _named(name: str, *aliases: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one part: detector, translator, nli (the fact analyzer), sft or grpo (the rewriter)."""
+    """Train one part: detector, translator, nli (the fact analyzer); sft, dpo, simpo or grpo (the
+    rewriter).
+    """
 
     stage: Annotated[
         Annotated[settings.DetectorConfig, _named("detector")]
         | Annotated[settings.TranslatorConfig, _named("translator")]
         | Annotated[settings.NLIConfig, _named("nli")]
         | Annotated[settings.SFTConfig, _named("sft")]
+        | Annotated[settings.DPOConfig, _named("dpo")]
+        | Annotated[settings.SimPOConfig, _named("simpo")]
         | Annotated[settings.GRPOConfig, _named("grpo")],
         arg(name=""),
     ]
@@ -87,6 +91,8 @@ STAGES = {
     settings.TranslatorConfig: "translator",
     settings.NLIConfig: "nli",
     settings.SFTConfig: "sft",
+    settings.DPOConfig: "dpo",
+    settings.SimPOConfig: "simpo",
     settings.GRPOConfig: "grpo",
 }
 

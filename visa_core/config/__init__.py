@@ -3,6 +3,7 @@ overrides them in one place.
 """
 
 from visa_core.config.judging import EvaluationConfig, RewardConfig
+from visa_core.config.preference import DPOConfig, PreferenceTraining, SimPOConfig
 from visa_core.config.rewriter import GRPOConfig, RewriterTraining, SFTConfig
 from visa_core.config.scorers import (
     FROM_SCRATCH,
@@ -18,13 +19,16 @@ from visa_core.config.scorers import (
 __all__ = [
     "FROM_SCRATCH",
     "PRETRAINED",
+    "DPOConfig",
     "DetectorConfig",
     "EvaluationConfig",
     "GRPOConfig",
     "NLIConfig",
+    "PreferenceTraining",
     "RewardConfig",
     "RewriterTraining",
     "SFTConfig",
+    "SimPOConfig",
     "TranslatorConfig",
     "VectorConfig",
     "VectorTraining",

@@ -9,6 +9,7 @@ import torch
 from visa_core.config import RewriterTraining
 from visa_core.models.rewriter import Rewriter
 from visa_core.training.optim import Optimizer
+from visa_core.types import RewriteExample
 
 log = logging.getLogger("visa_core.training")
 
@@ -42,3 +43,19 @@ def make_optimizer(model: torch.nn.Module, config: RewriterTraining, total_steps
         warmup=config.warmup,
         max_grad_norm=config.max_grad_norm,
     )
+
+
+def fitting(rewriter: Rewriter, examples: list[RewriteExample]) -> list[RewriteExample]:
+    """Records whose prompt fits the limit whatever the target; the others are set aside and
+    counted in a warning.
+    """
+    kept, problems = [], []
+    longest_target = torch.full((rewriter.space.size,), -0.5)
+    for example in examples:
+        try:
+            rewriter.prompt(example.query, example.response, longest_target)
+            kept.append(example)
+        except ValueError as error:
+            problems.append(f"{example.id or 'a record'}: {error}")
+    report_set_aside(problems, len(examples))
+    return kept
