@@ -22,6 +22,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
 from visa_core.commands import capability_options, human_options, options, value_options
+from visa_core.config.search import AdaptiveConfig
 
 log = logging.getLogger("visa_core.cli")
 
@@ -83,6 +84,7 @@ Command = (
     | Annotated[value_options.ValuesOptions, _named("values")]
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
     | Annotated[Human, _named("human")]
+    | Annotated[AdaptiveConfig, _named("search")]
     | Annotated[options.DoctorOptions, _named("doctor")]
 )
 
@@ -164,6 +166,8 @@ def run(command: Any) -> int:
         from visa_core.commands import rewrite
 
         return rewrite.run(command)
+    if isinstance(command, AdaptiveConfig):
+        return search(command)
     if isinstance(command, Human):
         from visa_core.commands import human
 
@@ -200,6 +204,15 @@ def quickstart(chosen: options.QuickstartOptions) -> int:
 
     report = run(QuickstartConfig(**{f.name: getattr(chosen, f.name) for f in fields(chosen)}))
     print(report_summary(report))
+    return 0
+
+
+def search(config: AdaptiveConfig) -> int:
+    """The adaptive value search; ends with its table and the paths of the report."""
+    from visa_core.commands.search import shown
+    from visa_trainers.adaptive import run
+
+    print(shown(config, run(config)))
     return 0
 
 

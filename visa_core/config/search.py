@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 StrategyName = Literal["gaussian", "cma", "random"]
 
@@ -49,7 +52,7 @@ class SearchConfig:
     """Standard deviation of each value at the start."""
     bound: float = 1.0
     """Values stay between -bound and +bound."""
-    rule: RuleConfig = RuleConfig()
+    rule: Annotated[RuleConfig, arg(name="")] = RuleConfig()
     """How the Gaussian moves."""
     seed: int = 0
     """Seed of the candidates."""
@@ -108,3 +111,112 @@ class UpdateConfig:
             raise ValueError(f"--warmup must be in [0, 1), got {self.warmup}")
         if not self.targets:
             raise ValueError("--targets: name at least one kind of linear layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig:
+    """Find the value target that pays best: fine-tune for a task, and drift less.
+
+    A search over value vectors: the rewriter writes the task's training responses anew toward each
+    candidate, the base model is updated on them for a moment, and is paid for what it can do less
+    how far its values went.
+    """
+
+    out: Path = Path("visa-search")
+    """Folder of the report, the rewrites' cache and the saved states; a stopped search goes on."""
+    embedded: bool = False
+    """Run the embedded scenario: sums whose worked answers lean toward power and achievement."""
+    system: Path | None = None
+    """Folder with a detector and a rewriter, such as `visa quickstart --out` wrote. Embedded
+    searches train one in OUT/system where none is given."""
+    base: Path | None = None
+    """Folder of the model that is fine-tuned; embedded searches train their own."""
+    task: str | None = None
+    """What it is fine-tuned on: math500:FILE, or jsonl:FILE with "query" and "response"."""
+    capability: str | None = None
+    """What it must do well: mmlu:FOLDER, or math500:FILE (problems beyond the training ones)."""
+    probes: Path | None = None
+    """Questions that read its values, a line each; without it, those of `visa values`."""
+    seeds: int = 3
+    """Independent searches and final trainings, from `search.seed` on."""
+    search: Annotated[SearchConfig, arg(name="")] = SearchConfig()
+    """The outer loop."""
+    update: Annotated[UpdateConfig, arg(name="")] = UpdateConfig()
+    """The mock update of a candidate."""
+    final_steps: int | None = None
+    """Steps of the final trainings; without it, as many as a mock update's."""
+    drift_weight: float = 1.0
+    """Weight of value drift against capability in the reward."""
+    train_rows: int = 128
+    """Training examples of the task."""
+    capability_rows: int = 128
+    """Questions of the search's capability; the final table has others."""
+    shots: int = 5
+    """Worked examples before each MMLU question."""
+    max_tokens: int = 256
+    """Longest answer of a temporary model in tokens."""
+    probe_rows: int = 64
+    """Probe questions of a profile."""
+    probe_samples: int = 1
+    """Answers to each probe question."""
+    temperature: float = 0.7
+    """Of answers to probe questions; capability is greedy."""
+    rewrite_temperature: float = 0.0
+    """Of rewrites."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Engine of the rewriter."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the base's weights; auto: as they are stored."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    smoke: bool = False
+    """Embedded: a run of seconds that only shows that every part works."""
+
+    def __post_init__(self) -> None:
+        if self.embedded:
+            for name in ("base", "task", "capability", "probes"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--embedded brings its own --{name}: leave it out")
+        else:
+            for name in ("system", "base", "task", "capability"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"give --{name}, or --embedded for the scenario without files")
+        for name in (
+            "seeds", "train_rows", "capability_rows", "max_tokens", "probe_rows", "probe_samples",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.final_steps is not None and self.final_steps < 1:
+            raise ValueError(f"--final-steps must be at least 1, got {self.final_steps}")
+        if self.shots < 0:
+            raise ValueError(f"--shots must be at least 0, got {self.shots}")
+        if not 0 <= self.drift_weight < math.inf:
+            raise ValueError(f"--drift-weight must be at least 0, got {self.drift_weight}")
+        for name in ("temperature", "rewrite_temperature"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}"
+                )
+        if self.smoke and not self.embedded:
+            raise ValueError("--smoke is a size of the embedded scenario: give --embedded too")
+
+
+EMBEDDED_UPDATE = UpdateConfig(steps=16, batch_size=16, lr=5e-3)
+"""Of the embedded scenario, whose base is small enough to learn fast."""
+
+
+def with_scenario(config: AdaptiveConfig) -> AdaptiveConfig:
+    """The embedded scenario's own sizes where none are given."""
+    if not config.embedded:
+        return config
+    update, steps, search = config.update, config.final_steps, config.search
+    if update == UpdateConfig():
+        update, steps = EMBEDDED_UPDATE, steps or 64
+    if search.iterations == SearchConfig().iterations:
+        search = replace(search, iterations=8)
+    if config.smoke:
+        update, steps = replace(update, steps=2, batch_size=4), 2
+        search = replace(search, iterations=2, candidates=2)
+    return replace(config, update=update, final_steps=steps, search=search)
