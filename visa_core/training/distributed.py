@@ -7,7 +7,7 @@ rank, and everything here does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -46,6 +46,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self.at_end: list[Callable[[], None]] = []
 
     @property
     def is_main(self) -> bool:
@@ -151,10 +152,21 @@ def start_world(device: str) -> World:
     return World(chosen, rank, size)
 
 
-def end_world(world: World) -> None:
-    """Leave the process group that `start_world` joined; a run that failed need not."""
-    if world.size > 1 and dist.is_initialized():
-        dist.destroy_process_group()
+@contextmanager
+def joined_world(device: str) -> Iterator[World]:
+    """`start_world` around a whole training stage: the loss of another rank becomes RankLost, and
+    the process group ends with the block, before the interpreter takes its threads apart.
+    """
+    world = start_world(device)
+    try:
+        with world.guard():
+            yield world
+            world.wait()
+    finally:
+        while world.at_end:
+            world.at_end.pop()()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def pick_device(name: str) -> torch.device:
