@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -22,6 +23,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
 from visa_core.commands import capability_options, human_options, options, value_options
+from visa_core.config.plain import PlainConfig
 from visa_core.config.search import AdaptiveConfig
 
 log = logging.getLogger("visa_core.cli")
@@ -37,7 +39,7 @@ def _named(name: str, *aliases: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train one part: detector, translator, nli (the fact analyzer); sft, dpo, simpo or grpo (the
-    rewriter).
+    rewriter); or plain: any chat model on questions and answers.
     """
 
     stage: Annotated[
@@ -47,7 +49,8 @@ class Train:
         | Annotated[settings.SFTConfig, _named("sft")]
         | Annotated[settings.DPOConfig, _named("dpo")]
         | Annotated[settings.SimPOConfig, _named("simpo")]
-        | Annotated[settings.GRPOConfig, _named("grpo")],
+        | Annotated[settings.GRPOConfig, _named("grpo")]
+        | Annotated[PlainConfig, _named("plain")],
         arg(name=""),
     ]
 
@@ -82,6 +85,7 @@ Command = (
     | Annotated[options.RewriteOptions, _named("rewrite")]
     | Annotated[options.DetectOptions, _named("detect")]
     | Annotated[value_options.ValuesOptions, _named("values")]
+    | Annotated[value_options.DriftOptions, _named("drift")]
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
     | Annotated[Human, _named("human")]
     | Annotated[AdaptiveConfig, _named("search")]
@@ -96,6 +100,7 @@ STAGES = {
     settings.DPOConfig: "dpo",
     settings.SimPOConfig: "simpo",
     settings.GRPOConfig: "grpo",
+    PlainConfig: "plain",
 }
 
 
@@ -176,6 +181,8 @@ def run(command: Any) -> int:
         from visa_core.commands import capability
 
         return capability.run(command)
+    if isinstance(command, value_options.DriftOptions):
+        return drift(command)
     if isinstance(command, value_options.ValuesOptions):
         from visa_core.commands import values
 
@@ -214,6 +221,23 @@ def search(config: AdaptiveConfig) -> int:
 
     print(shown(config, run(config)))
     return 0
+
+
+def drift(chosen: value_options.DriftOptions) -> int:
+    """Fine-tune on neutral data where asked to, then compare all models' values."""
+    from visa_core.commands import drift as command
+    from visa_core.training.run import RunFinished
+    from visa_trainers import plain
+
+    base, trained = chosen.models()[chosen.base_name], {}
+    for name, data in chosen.domains().items():
+        trained[name] = chosen.out / "models" / name
+        log.info("fine-tuning %s on %s", chosen.base_name, data)
+        try:
+            plain.train(chosen.train.config(Path(base.model), data, trained[name], base.device))
+        except RunFinished:
+            log.info("%s is there already", trained[name])
+    return command.run(chosen, trained)
 
 
 def report_summary(report: Any) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.lms import KINDS, PAD, random_lm, random_rows
 from visa_core.config import SFTConfig
-from visa_trainers.sft import Row, backward, micro_batches
+from visa_trainers.sft import Row, micro_batches, nll
 
 CONFIG = SFTConfig(model=Path("m"), data=("embedded",), out=Path("o"), precision="fp32")
 ROWS = [
@@ -46,10 +46,17 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
+def backward(model: nn.Module, rows: list[Row], tokens: int) -> torch.Tensor:
+    """Add one micro-batch's gradients; its part of the step's loss."""
+    loss = nll(model, rows, tokens, PAD, CONFIG)
+    loss.backward()
+    return loss.detach()
+
+
 def step(model: nn.Module, parts: list[list[Row]]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step over these micro-batches, on a copy of the model."""
     trained = copy.deepcopy(model)
-    loss = sum(backward(trained, part, TOKENS, PAD, CONFIG).item() for part in parts)
+    loss = sum(backward(trained, part, TOKENS).item() for part in parts)
     return loss, gradients(trained)
 
 
@@ -97,8 +104,7 @@ def test_the_prompt_is_read_but_not_learned(model: nn.Module) -> None:
         [3, *row.prompt[1:]] if row.prompt[0] != 3 else [4, *row.prompt[1:]], row.completion
     )
     losses = [
-        backward(copy.deepcopy(model), [r], len(row.completion), PAD, CONFIG).item()
-        for r in (row, changed)
+        backward(copy.deepcopy(model), [r], len(row.completion)).item() for r in (row, changed)
     ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
     assert losses[0] == pytest.approx(padded_cross_entropy(model, [row]).item(), rel=1e-5)

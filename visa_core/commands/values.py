@@ -12,7 +12,7 @@ from visa_core.config.values import ProtocolConfig
 from visa_core.endpoints import ChatConfig
 from visa_core.evaluation.journal import Journal
 from visa_core.evaluation.pairwise.models import open_asked, public
-from visa_core.evaluation.pairwise.protocol import Asked, run_protocol
+from visa_core.evaluation.pairwise.protocol import Asked, Outcome, run_protocol
 from visa_core.evaluation.pairwise.questions import (
     JUDGE_PROMPT,
     QUESTIONS,
@@ -28,7 +28,8 @@ from visa_core.evaluation.pairwise.scoring import score
 class Judging:
     """What all tested models have in common."""
 
-    judge: Asked
+    judge: Asked | None
+    """None where answers are wanted alone."""
     config: ChatConfig
     protocol: ProtocolConfig
     questions: QuestionSet
@@ -42,11 +43,13 @@ class Judging:
         questions: Path | None,
         prompt: Path | None,
     ) -> Judging:
-        """Files read and the judge opened; the package's own files where none are given."""
+        """Files read and the judge opened, where one is named; the package's own files where none
+        are given.
+        """
         return cls(
             questions=load_questions(questions or QUESTIONS),
             prompt=JudgePrompt.load(prompt or JUDGE_PROMPT),
-            judge=open_asked(judge),
+            judge=open_asked(judge) if judge.model else None,
             config=judge,
             protocol=protocol,
         )
@@ -70,12 +73,35 @@ def measure(tested: ChatConfig, judging: Judging, out: Path, name: str = "") -> 
     """The record of one model's values, written into `out` beside the answers and verdicts that it
     rests on; what is there already is not asked again.
     """
-    asked, judge = open_asked(tested), judging.judge
+    asked, outcome = asked_outcome(tested, judging, out)
+    record = values_record(tested, judging, asked, outcome, name)
+    write_values(out, record)
+    return record
+
+
+def asked_outcome(tested: ChatConfig, judging: Judging, out: Path) -> tuple[Asked, Outcome]:
+    """The opened model, and all that it and the judge said, kept in `out`."""
+    asked = open_asked(tested)
     with Journal(out / "answers.jsonl") as answers, Journal(out / "verdicts.jsonl") as verdicts:
         outcome = run_protocol(
-            asked, judge, judging.questions, judging.protocol, answers, verdicts, judging.prompt
+            asked,
+            judging.judge,
+            judging.questions,
+            judging.protocol,
+            answers,
+            verdicts,
+            judging.prompt,
         )
-    record = {
+    return asked, outcome
+
+
+def values_record(
+    tested: ChatConfig, judging: Judging, asked: Asked, outcome: Outcome, name: str = ""
+) -> dict[str, Any]:
+    """What values.json holds."""
+    judge = judging.judge
+    assert judge is not None
+    return {
         "model": {**public(tested), "name": name or asked.chat.name, "identity": asked.identity},
         "judge": {**public(judging.config), "name": judge.chat.name, "identity": judge.identity},
         "protocol": asdict(judging.protocol),
@@ -86,5 +112,3 @@ def measure(tested: ChatConfig, judging: Judging, out: Path, name: str = "") -> 
             "judge": judge.chat.account.record(),
         },
     }
-    write_values(out, record)
-    return record

@@ -60,6 +60,8 @@ class Outcome:
     """Answers without any text; they are not judged."""
     missing: dict[str, int]
     """Answers and verdicts that never came, by reason; another run asks again."""
+    texts: dict[str, list[str]]
+    """Question -> its answers, thoughts and empty ones left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +83,15 @@ def parse_verdict(reply: ChatReply) -> int | None:
 
 def run_protocol(
     tested: Asked,
-    judge: Asked,
+    judge: Asked | None,
     questions: QuestionSet,
     config: ProtocolConfig,
     answers: Journal,
     verdicts: Journal,
     prompt: JudgePrompt | None = None,
 ) -> Outcome:
-    """Ask what is not yet in the journals, and return all verdicts.
+    """Ask what is not yet in the journals, and return all answers and verdicts; without a judge
+    there are no verdicts.
 
     Raises EndpointError when a model cannot be asked at all; what came before that is kept.
     """
@@ -96,9 +99,11 @@ def run_protocol(
     wanted = list(_answer_todos(tested, questions, config))
     missing = _ask(tested.chat, wanted, answers, "answers")
     got = [todo for todo in wanted if todo.key in answers]
-    judged = list(_verdict_todos(judge, questions, config, got, answers, prompt))
-    for reason, count in _ask(judge.chat, judged, verdicts, "verdicts", parse=True).items():
-        missing[reason] = missing.get(reason, 0) + count
+    judged: list[_Todo] = []
+    if judge is not None:
+        judged = list(_verdict_todos(judge, questions, config, got, answers, prompt))
+        for reason, count in _ask(judge.chat, judged, verdicts, "verdicts", parse=True).items():
+            missing[reason] = missing.get(reason, 0) + count
     return Outcome(
         verdicts=[
             Verdict(**{**todo.record, "said": verdicts[todo.key]["said"]})
@@ -109,7 +114,16 @@ def run_protocol(
         cut_answers=sum(answers[todo.key]["finish"] == "length" for todo in got),
         empty_answers=sum(not answers[todo.key]["text"].strip() for todo in got),
         missing=missing,
+        texts=_texts(questions, got, answers),
     )
+
+
+def _texts(questions: QuestionSet, got: list[_Todo], answers: Journal) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {question.id: [] for question in questions.questions}
+    for todo in got:
+        text = THINKING.sub("", answers[todo.key]["text"]).strip()
+        texts[todo.record["question"]] += [text] if text else []
+    return texts
 
 
 def _answer_todos(tested: Asked, questions: QuestionSet, config: ProtocolConfig) -> Iterator[_Todo]:
