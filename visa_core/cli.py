@@ -23,6 +23,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
 from visa_core.commands import capability_options, human_options, options, value_options
+from visa_core.config.extend import ExtendRewriterConfig, ExtendScorerConfig
 from visa_core.config.plain import PlainConfig
 from visa_core.config.search import AdaptiveConfig
 
@@ -67,6 +68,17 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extend:
+    """Add value dimensions to a trained system without losing the old ones."""
+
+    what: Annotated[
+        Annotated[ExtendScorerConfig, _named("scorer", "detector", "translator")]
+        | Annotated[ExtendRewriterConfig, _named("rewriter")],
+        arg(name=""),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Human:
     """Human evaluation: make blind sheets, fill them in on a local page, score them."""
 
@@ -89,6 +101,7 @@ Command = (
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
     | Annotated[Human, _named("human")]
     | Annotated[AdaptiveConfig, _named("search")]
+    | Annotated[Extend, _named("extend")]
     | Annotated[options.DoctorOptions, _named("doctor")]
 )
 
@@ -181,6 +194,8 @@ def run(command: Any) -> int:
         from visa_core.commands import capability
 
         return capability.run(command)
+    if isinstance(command, Extend):
+        return extend(command.what)
     if isinstance(command, value_options.DriftOptions):
         return drift(command)
     if isinstance(command, value_options.ValuesOptions):
@@ -220,6 +235,19 @@ def search(config: AdaptiveConfig) -> int:
     from visa_trainers.adaptive import run
 
     print(shown(config, run(config)))
+    return 0
+
+
+def extend(config: ExtendScorerConfig | ExtendRewriterConfig) -> int:
+    """Extend one part; a scorer's ends with the forgetting report."""
+    from visa_trainers import extend as trainer
+
+    if isinstance(config, ExtendRewriterConfig):
+        print(trainer.widen(config))
+    else:
+        path = trainer.train(config)
+        print(path.with_suffix(".md").read_text(encoding="utf-8"))
+        print(path.with_name("model"))
     return 0
 
 

@@ -40,7 +40,9 @@ def build_tokenizer(
     but for one blank at the very start, U+2581 (which stands for a blank), and blanks around
     special tokens that the text spells out.
     """
-    counts = Counter(piece for text in texts for word in text.split() for piece in _pieces(word))
+    counts = Counter(
+        piece for text in texts for word in text.split() for piece in word_pieces(word)
+    )
     pieces = counts.most_common(max_words)
     total = sum(count for _, count in pieces) or 1
     specials = [*SPECIALS.values(), *extra_specials]
@@ -75,7 +77,7 @@ def build_tokenizer(
     )
 
 
-def _pieces(word: str) -> list[str]:
+def word_pieces(word: str) -> list[str]:
     """A word with its leading blank mark, and the punctuation at its end as pieces of their own."""
     marks = []
     while len(word) > 1 and word[-1] in _MARKS:

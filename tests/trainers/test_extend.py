@@ -1,0 +1,164 @@
+"""Extending a detector: what each way may change, the report, restarts, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import texts
+from visa_core.cli import main
+from visa_core.data import embedded
+from visa_core.data.embedded.further import FOURTEEN, dialogues
+from visa_core.data.schema import write_jsonl
+from visa_core.evaluation.forgetting import chosen_way, errors
+from visa_core.models.detector import Detector
+from visa_core.models.rewriter import Rewriter
+from visa_core.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector, data, and the report of one extension."""
+    folder = tmp_path_factory.mktemp("extend")
+    torch.manual_seed(0)
+    detector = Detector.create("builtin", texts=texts(), hidden_size=32, max_length=128)
+    detector.save_pretrained(folder / "detector")
+    FOURTEEN.save(folder / "space.json")
+    sets = {
+        "new": dialogues(48, 0, only_new=True),
+        "old": embedded.dialogues(48, 0),
+        "held": dialogues(40, 1),
+        "held_old": embedded.dialogues(40, 1),
+    }
+    for name, rows in sets.items():
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    assert main(command(folder)) == 0
+    return folder
+
+
+def command(folder: Path, *more: object) -> list[str]:
+    parts = ["extend", "scorer", "--model", folder / "detector", "--space", folder / "space.json"]
+    for flag, name in (("data", "new"), ("rehearsal", "old"), ("held-out", "held")):
+        parts += [f"--{flag}", f"jsonl:{folder / name}.jsonl"]
+    parts += ["--held-out-old", f"jsonl:{folder / 'held_old.jsonl'}", "--out", folder / "out"]
+    parts += ["--add-words", "--epochs", "2", "--lr", "0.01", "--device", "cpu"]
+    return [str(part) for part in (*parts, *more)]
+
+
+def old_rows() -> tuple[list[str], list[str]]:
+    rows = embedded.dialogues(30, 9)
+    return [r.query for r in rows], [r.response for r in rows]
+
+
+def test_frozen_keeps_old_values(work: Path) -> None:
+    """Every old weight to the last bit, so decay and moments are undone too; readings of texts of
+    old words to the rounding of a wider product.
+    """
+    old = Detector.from_pretrained(work / "detector")
+    frozen = Detector.from_pretrained(work / "out" / "frozen")
+    same = [old.encoder.tokenize([t]) == frozen.encoder.tokenize([t]) for t in texts()]
+    known = [text for text, is_same in zip(texts(), same, strict=True) if is_same]
+    assert len(known) > 20
+    before = old.predict(known, known)
+    torch.testing.assert_close(frozen.predict(known, known)[:, :10], before, rtol=0, atol=2e-6)
+    new_weights = frozen.state_dict()
+    for name, weight in old.state_dict().items():
+        assert torch.equal(new_weights[name][: len(weight)], weight), name
+    plain = Detector.from_pretrained(work / "out" / "plain")
+    assert (plain.predict(known, known)[:, :10] - before).abs().max() > 1e-3
+
+
+def test_new_values_are_learnt(work: Path) -> None:
+    metrics = work / "out" / "rehearsal" / "metrics.jsonl"
+    losses = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+def test_the_report_holds_every_way(work: Path) -> None:
+    record = json.loads((work / "out" / "forgetting.json").read_text())
+    assert set(record["measured"]) == {"before", "frozen", "rehearsal", "plain"}
+    assert record["new"] == ["thrift", "humour", "punctuality", "humility"]
+    assert record["chosen"] in ("frozen", "rehearsal")
+    chosen = Detector.from_pretrained(work / "out" / "model")
+    way = Detector.from_pretrained(work / "out" / record["chosen"])
+    assert torch.equal(chosen.predict(*old_rows()), way.predict(*old_rows()))
+    assert "| plain fine-tune on the new data |" in (work / "out" / "forgetting.md").read_text()
+
+
+def test_started_again_nothing_is_trained_twice(work: Path) -> None:
+    weights = work / "out" / "rehearsal" / "heads.safetensors"
+    written = weights.stat().st_mtime_ns
+    report = (work / "out" / "forgetting.json").read_bytes()
+    assert main(command(work)) == 0
+    assert weights.stat().st_mtime_ns == written
+    assert (work / "out" / "forgetting.json").read_bytes() == report
+
+
+def test_stopped_in_the_middle_it_ends_the_same(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its second checkpoint of the second way; the weights end bit-identical."""
+    again = command(work, "--save-every", "1")
+    whole, part = work / "whole", work / "part"
+    out = again.index("--out") + 1
+    assert main([*again[:out], str(whole), *again[out + 1 :]]) == 0
+    saved, written = checkpoint.save_checkpoint, []
+
+    def stopping(*arguments: object, **more: object) -> object:
+        written.append(arguments)
+        if len(written) == 5:
+            raise OSError("stopped here")
+        return saved(*arguments, **more)
+
+    from visa_core.training import run
+
+    monkeypatch.setattr(run, "save_checkpoint", stopping)
+    assert main([*again[:out], str(part), *again[out + 1 :]]) != 0
+    monkeypatch.setattr(run, "save_checkpoint", saved)
+    assert main([*again[:out], str(part), *again[out + 1 :]]) == 0
+    for way in ("frozen", "rehearsal", "plain"):
+        one, two = (Detector.from_pretrained(folder / way) for folder in (whole, part))
+        assert torch.equal(one.predict(*old_rows()), two.predict(*old_rows()))
+
+
+def test_explained_is_scikit_learns() -> None:
+    mean_squared_error = pytest.importorskip("sklearn.metrics").mean_squared_error
+
+    rng = np.random.default_rng(0)
+    truth, read = rng.normal(size=(2, 50, 3))
+    record = errors(torch.tensor(read), torch.tensor(truth))
+    assert record["mse"] == pytest.approx(mean_squared_error(truth, read))
+    base = mean_squared_error(truth, np.broadcast_to(truth.mean(0), truth.shape))
+    assert record["explained"] == pytest.approx(1 - record["mse"] / base)
+
+
+def test_the_better_protected_way_is_chosen() -> None:
+    def way(old: float, new: float) -> dict:
+        return {"mse": old, "new": {"mse": new}}
+
+    measured = {"before": {"mse": 1.0}, "frozen": way(1.0, 0.5), "rehearsal": way(1.01, 0.2)}
+    assert chosen_way(measured, ("frozen", "rehearsal"), 0.02) == "rehearsal"
+    assert chosen_way(measured, ("frozen", "rehearsal"), 0.001) == "frozen"
+    measured["frozen"] = way(1.2, 0.1)
+    assert chosen_way(measured, ("frozen", "rehearsal"), 0.001) == "rehearsal"
+
+
+def test_a_rewriter_is_widened(work: Path, small_system: Path, tmp_path: Path) -> None:
+    parts = ["extend", "rewriter", "--model", small_system / "rewriter", "--out", tmp_path / "wide"]
+    parts += ["--space", work / "space.json", "--data", "embedded:16"]
+    assert main([str(part) for part in parts]) == 0
+    assert Rewriter.from_pretrained(tmp_path / "wide").space.names == FOURTEEN.names
+
+
+def test_bad_input_is_told(work: Path, complaint, tmp_path: Path) -> None:
+    again = command(work)
+    assert "no such value space file" in complaint(*again, "--space", tmp_path / "none.json")
+    assert "is not a detector folder" in complaint(*again, "--model", tmp_path)
+    assert "--epochs must be at least 1" in complaint(*again, "--epochs", "0")
+    assert "--reference" in complaint(
+        *again, "--out", tmp_path / "o", "--reference", work / "detector"
+    )
