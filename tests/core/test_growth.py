@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.tiny import examples, texts, write_causal_lm, write_rewriter
-from visa_core.data.embedded.further import FOURTEEN, FURTHER_STEMS, dialogues
+from visa_core.data.embedded import truth
+from visa_core.data.embedded.further import FOURTEEN, FURTHER_STEMS, dialogues, rewrites
 from visa_core.data.embedded.lexicon import OPENERS, STEMS
 from visa_core.models.detector import Detector
 from visa_core.models.growth import grown_rewriter, grown_scorer, kept_positions, with_words
@@ -115,3 +116,23 @@ def test_texts_say_what_their_labels_say() -> None:
         assert said == set(row.values.items())
     news = {name for row in dialogues(60, 3, only_new=True) for name in row.values}
     assert news == set(FURTHER_STEMS)
+
+
+def test_references_of_tasks_are_true() -> None:
+    """Each reference says exactly the target and every fact; sources say their values."""
+    for row in rewrites(80, 5) + rewrites(40, 5, only_new=True):
+        target = FOURTEEN.vector(row.target)
+        score = truth.score(row.response, row.reference, target)
+        assert score["l2"] == 0 and score["consistency"] == 1 and score["unparsable"] == 0
+        assert torch.equal(truth.values(row.response, 14), FOURTEEN.vector(row.values))
+        assert torch.equal(
+            target, FOURTEEN.vector(row.values) + FOURTEEN.vector(row.shift, limit=2)
+        )
+    assert {n for r in rewrites(80, 5, only_new=True) for n in r.target} == set(FURTHER_STEMS)
+
+
+def test_the_ten_values_of_a_text_leave_the_further_ones_out() -> None:
+    text = "above all keep everyone safe; never crack a joke."
+    assert truth.values(text).tolist() == SCHWARTZ.vector({"security": 1}).tolist()
+    expected = FOURTEEN.vector({"security": 1, "humour": -1})
+    assert torch.equal(truth.values(text, 14), expected)

@@ -6,7 +6,7 @@ import numpy as np
 
 from visa_core.data.embedded.corpus import LEVELS, Writer, draw_facts
 from visa_core.data.embedded.lexicon import OPENERS, STEMS
-from visa_core.types import Dialogue
+from visa_core.types import Dialogue, RewriteExample
 from visa_core.value_space import Dimension, ValueSpace
 from visa_core.values import SCHWARTZ
 
@@ -72,16 +72,54 @@ def dialogues(n: int, seed: int = 0, *, only_new: bool = False) -> list[Dialogue
     first = SCHWARTZ.size if only_new else 0
     writer, records = FurtherWriter(rng), []
     for row in range(n):
-        levels = np.zeros(len(FOURTEEN))
-        said = rng.permutation(np.arange(first, len(FOURTEEN)))[: rng.choice(4, p=SHARES)]
-        levels[said] = rng.choice(LEVELS, len(said), p=[0.25, 0.1, 0.15, 0.5])
+        levels = _levels(rng, first, int(rng.choice(4, p=SHARES)))
         facts = plan.facts(row)
         records.append(
             Dialogue(
                 query=writer.query(facts),
                 response=writer.text(facts, levels, shuffle=True),
-                values={FOURTEEN.names[k]: float(levels[k]) for k in np.flatnonzero(levels)},
+                values=named(levels),
                 id=f"further-{seed}-{row}",
             )
         )
     return records
+
+
+def rewrites(n: int, seed: int = 0, *, only_new: bool = False) -> list[RewriteExample]:
+    """Rewriting tasks with clean references towards one to three of all fourteen values, or with
+    `only_new` of the further four alone; sources hold up to two values of the same.
+    """
+    rng = np.random.default_rng([seed, 8])
+    plan = draw_facts(rng, rng.choice([2, 3], n, p=[0.6, 0.4]))
+    first = SCHWARTZ.size if only_new else 0
+    writer, records = FurtherWriter(rng), []
+    for row in range(n):
+        facts = plan.facts(row)
+        values = _levels(rng, first, int(rng.choice(3, p=[0.25, 0.55, 0.2])))
+        target = _levels(rng, first, 1 + int(rng.choice(3, p=[0.5, 0.35, 0.15])))
+        shift = target - values
+        records.append(
+            RewriteExample(
+                query=writer.query(facts),
+                response=writer.text(facts, values),
+                instruction="rewrite it towards the target",
+                values=named(values),
+                shift=named(shift),
+                target=named(target),
+                reference=writer.text(facts, target, shuffle=True, in_order=True),
+                id=f"further-task-{seed}-{row}",
+            )
+        )
+    return records
+
+
+def _levels(rng: np.random.Generator, first: int, count: int) -> np.ndarray:
+    levels = np.zeros(len(FOURTEEN))
+    said = rng.permutation(np.arange(first, len(FOURTEEN)))[:count]
+    levels[said] = rng.choice(LEVELS, len(said), p=[0.25, 0.1, 0.15, 0.5])
+    return levels
+
+
+def named(levels: np.ndarray) -> dict[str, float]:
+    """Non-zero values by name."""
+    return {FOURTEEN.names[k]: float(levels[k]) for k in np.flatnonzero(levels)}

@@ -14,13 +14,14 @@ from functools import lru_cache
 
 import torch
 
+from visa_core.data.embedded.further import FOURTEEN, FURTHER_STEMS
 from visa_core.data.embedded.lexicon import OPENERS, PREDICATES, STEMS
 from visa_core.values import SCHWARTZ, cosine
 
 Fact = tuple[int, int, int]
 """(predicate, word of slot a, word of slot b)."""
 Clause = tuple[int, float]
-"""(value index, level on the Likert grid)."""
+"""(value index among the fourteen, level on the Likert grid)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def _fact_table() -> dict[str, Fact]:
 @lru_cache(maxsize=1)
 def _clause_table() -> dict[str, Clause]:
     return {
-        f"{opener} {stem}": (SCHWARTZ.index(value), level)
-        for value, stems in STEMS.items()
+        f"{opener} {stem}": (FOURTEEN.index(value), level)
+        for value, stems in (STEMS | FURTHER_STEMS).items()
         for stem in stems
         for level, openers in OPENERS.items()
         for opener in openers
@@ -86,13 +87,13 @@ def parse(text: str) -> Parsed:
     return Parsed(tuple(facts), tuple(clauses), repeated, junk, tuple(sentences))
 
 
-def values(text: str | Parsed) -> torch.Tensor:
+def values(text: str | Parsed, size: int = SCHWARTZ.size) -> torch.Tensor:
     """Value vector a text expresses, [K] float32: per value the mean over its distinct levels, 0
-    when absent.
+    when absent. size: 10 for Schwartz's values, 14 with the further ones.
     """
     parsed = parse(text) if isinstance(text, str) else text
-    vector = torch.zeros(SCHWARTZ.size)
-    for k in {k for k, _ in parsed.clauses}:
+    vector = torch.zeros(size)
+    for k in {k for k, _ in parsed.clauses if k < size}:
         levels = {level for other, level in parsed.clauses if other == k}
         vector[k] = sum(levels) / len(levels)
     return vector
@@ -121,7 +122,7 @@ def score(source: str, rewrite: str, target: torch.Tensor) -> dict[str, float]:
     before, after = parse(source), parse(rewrite)
     known, told = set(before.facts), set(after.facts)
     fwd, bwd = entailed_share(after, before), entailed_share(before, after)
-    vector = values(after)
+    vector = values(after, len(target))
     return {
         "fwd": fwd,
         "bwd": bwd,
