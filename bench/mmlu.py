@@ -26,7 +26,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from bench import machine
 from bench.timing import rounds
 from visa_core.evaluation.capability.scorer import AnswerScorer
-from visa_core.rollout.hf import left_pad
+from visa_core.rollout.padding import left_pad
 
 CHOICES, CHOICE_TOKENS = 4, 8
 TOLERANCE = {"fp32": 2e-4, "bf16": 0.25}
