@@ -22,11 +22,12 @@ from visa_core.training.run import RunFinished
 from visa_core.training.targets import recorded_targets
 from visa_core.types import RewriteExample
 from visa_trainers import recipe, sft
-from visa_trainers.extend import widen
+from visa_trainers.extend_rewriter import widen
 
 TITLES = {
     "before": "before",
     "rehearsal": "widened, new and old tasks",
+    "apart": "widened, tasks of new or old values but none of both",
     "plain": "widened, new tasks alone",
     "together": "base, all fourteen at once",
 }
@@ -50,16 +51,14 @@ def write_data(folder: Path, rows: int) -> None:
 def tuned(start: Path, out: Path, data: Path, names: tuple[str, ...], steps: int) -> Path:
     """Widen and fine-tune; what is there is left as it is."""
     specs = tuple(f"jsonl:{data / name}.jsonl" for name in names)
-    wide = out.with_name(f"{out.name}-start")
-    if not (wide / "config.json").is_file():
-        widen(
-            ExtendRewriterConfig(
-                model=start,
-                space=data / "space.json",
-                data=tuple(f"jsonl:{data / name}.jsonl" for name in ("new", "mixed")),
-                out=wide,
-            )
-        )
+    config = ExtendRewriterConfig(
+        model=start,
+        space=data / "space.json",
+        data=tuple(f"jsonl:{data / name}.jsonl" for name in ("new", "mixed")),
+        add_words=True,
+        out=out.with_name(f"{out.name}-wide"),
+    )
+    wide = widen(config, further.FOURTEEN)
     config = SFTConfig(
         model=wide,
         data=specs,
@@ -109,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         write_data(data, options.rows)
     ways = {
         "rehearsal": (grpo, ("old", "new", "mixed")),
+        "apart": (grpo, ("old", "new")),
         "plain": (grpo, ("new",)),
         "together": (options.system / "base", ("old", "new", "mixed")),
     }

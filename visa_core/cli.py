@@ -239,15 +239,18 @@ def search(config: AdaptiveConfig) -> int:
 
 
 def extend(config: ExtendScorerConfig | ExtendRewriterConfig) -> int:
-    """Extend one part; a scorer's ends with the forgetting report."""
-    from visa_trainers import extend as trainer
+    """Extend one part; ends with the forgetting report where it was trained."""
+    from visa_trainers import extend as scorers
+    from visa_trainers import extend_rewriter as rewriters
 
     if isinstance(config, ExtendRewriterConfig):
-        print(trainer.widen(config))
+        path = rewriters.train(config)
     else:
-        path = trainer.train(config)
+        path = scorers.train(config)
+    if path.suffix == ".json":
         print(path.with_suffix(".md").read_text(encoding="utf-8"))
-        print(path.with_name("model"))
+        path = path.with_name("model")
+    print(path)
     return 0
 
 

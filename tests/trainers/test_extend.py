@@ -12,7 +12,7 @@ import torch
 from tests.tiny import texts
 from visa_core.cli import main
 from visa_core.data import embedded
-from visa_core.data.embedded.further import FOURTEEN, dialogues
+from visa_core.data.embedded.further import FOURTEEN, dialogues, rewrites
 from visa_core.data.schema import write_jsonl
 from visa_core.evaluation.forgetting import chosen_way, errors
 from visa_core.models.detector import Detector
@@ -147,11 +147,53 @@ def test_the_better_protected_way_is_chosen() -> None:
     assert chosen_way(measured, ("frozen", "rehearsal"), 0.001) == "rehearsal"
 
 
-def test_a_rewriter_is_widened(work: Path, small_system: Path, tmp_path: Path) -> None:
-    parts = ["extend", "rewriter", "--model", small_system / "rewriter", "--out", tmp_path / "wide"]
-    parts += ["--space", work / "space.json", "--data", "embedded:16"]
-    assert main([str(part) for part in parts]) == 0
-    assert Rewriter.from_pretrained(tmp_path / "wide").space.names == FOURTEEN.names
+def rewriter_command(work: Path, system: Path, out: Path) -> list[str]:
+    parts = ["extend", "rewriter", "--model", system / "rewriter", "--out", out]
+    return [str(part) for part in (*parts, "--space", work / "space.json")]
+
+
+def test_a_rewriter_is_only_widened(work: Path, small_system: Path, tmp_path: Path) -> None:
+    assert main(rewriter_command(work, small_system, tmp_path / "o")) == 0
+    assert Rewriter.from_pretrained(tmp_path / "o" / "start").space.names == FOURTEEN.names
+
+
+def test_a_rewriter_learns_new_values(work: Path, small_system: Path, tmp_path: Path) -> None:
+    """Both ways are trained and measured beside copying; started again, nothing is done twice."""
+    sets = {"tasks": rewrites(24, 0, only_new=True), "held": rewrites(12, 1, only_new=True)}
+    sets |= {"old": embedded.rewrites(24, 0), "held_old": embedded.rewrites(12, 1)}
+    for name, rows in sets.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    command = rewriter_command(work, small_system, tmp_path / "o")
+    for flag, name in (("data", "tasks"), ("rehearsal", "old"), ("held-out", "held")):
+        command += [f"--{flag}", f"jsonl:{tmp_path / name}.jsonl"]
+    command += ["--held-out-old", f"jsonl:{tmp_path / 'held_old.jsonl'}", "--add-words"]
+    command += ["--detector", str(work / "out" / "model"), "--device", "cpu", "--steps", "3"]
+    command += ["--fact-analyzer", str(small_system / "fact_analyzer"), "--precision", "fp32"]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "o" / "forgetting.json").read_text())
+    assert list(record["measured"]["old"]) == ["copy", "before", "rehearsal", "plain"]
+    assert list(record["measured"]["new"]) == ["copy", "rehearsal", "plain"]
+    for rows in record["measured"].values():
+        assert all(0 <= row["jsr"] <= 1 for row in rows.values())
+    assert "| plain fine-tune on new tasks |" in (tmp_path / "o" / "forgetting.md").read_text()
+    assert Rewriter.from_pretrained(tmp_path / "o" / "model").space.names == FOURTEEN.names
+    written = (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_bad_input_of_a_rewriter_is_told(
+    work: Path, small_system: Path, tmp_path: Path, complaint
+) -> None:
+    start = rewriter_command(work, small_system, tmp_path / "o")
+    assert "--data is needed to train" in complaint(*start, "--rehearsal", "embedded:4")
+    assert "--rehearsal: give tasks" in complaint(*start, "--held-out", "embedded:4")
+    assert "--add-words takes its words" in complaint(*start, "--add-words")
+    more = ("--data", "embedded:4", "--rehearsal", "embedded:4", "--held-out", "embedded:4")
+    more += ("--held-out-old", "embedded:4", "--fact-analyzer", small_system / "fact_analyzer")
+    assert "its values are not those of --space" in complaint(
+        *start, *more, "--detector", work / "detector"
+    )
 
 
 def test_bad_input_is_told(work: Path, complaint, tmp_path: Path) -> None:

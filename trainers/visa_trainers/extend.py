@@ -15,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visa_core.config.extend import ExtendRewriterConfig, ExtendScorerConfig
-from visa_core.data.rewriting import load_rewriting
+from visa_core.config.extend import ExtendScorerConfig
 from visa_core.data.sources import load_dialogues, load_rewrite_examples
 from visa_core.evaluation.forgetting import chosen_way, errors, write_forgetting
 from visa_core.models.detector import Detector
 from visa_core.models.encoder import ModelFolderError
-from visa_core.models.growth import grown_rewriter, grown_scorer, kept_positions
-from visa_core.models.rewriter import Rewriter
+from visa_core.models.growth import grown_scorer, kept_positions
 from visa_core.models.translator import Translator
 from visa_core.training.run import RunFinished, open_run
 from visa_core.training.supervised import LengthPlan, Updater, pick_device, write_result
@@ -209,14 +207,3 @@ def read_rows(model: Scorer, specs: tuple[str, ...], space: ValueSpace) -> Label
         raise ValueError(f"{' '.join(specs)}: no row has values to learn")
     columns = ([row.query for row in dialogues], [row.response for row in dialogues])
     return Labelled(columns, torch.stack([space.vector(row.values or {}) for row in dialogues]))
-
-
-def widen(config: ExtendRewriterConfig) -> Path:
-    """Write the widened rewriter; returns its folder."""
-    space = ValueSpace.from_file(config.space)
-    rewriter = Rewriter.from_pretrained(config.model)
-    rows = load_rewriting(config.data, space, seed=config.seed) if config.data else []
-    texts = [text for row in rows for text in (row.query, row.response, row.reference or "")]
-    torch.manual_seed(config.seed)
-    grown_rewriter(rewriter, space, texts).save_pretrained(config.out)
-    return config.out

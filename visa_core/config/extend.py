@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from visa_core.config.rewriter import SFTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +87,82 @@ class ExtendScorerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendRewriterConfig:
-    """Widen a trained rewriter to more values: its prompts name them. It learns what they mean by
-    `visa train sft` and `visa train grpo` on tasks that use them.
+    """Teach a trained rewriter new values without losing the old ones.
+
+    It is widened first: its prompts name the new values. Then two ways are trained by SFT:
+    rehearsal (on new and old tasks), which becomes OUT/model, and, to compare with, plain (on the
+    new tasks alone). Without --rehearsal it is only widened, into OUT/start.
     """
 
     model: Path
     """Folder of the trained rewriter."""
     space: Path
     """JSON file of the larger value space; it keeps every old dimension under its name."""
-    out: Path
-    """Folder of the widened rewriter."""
     data: tuple[str, ...] = ()
-    """Tasks whose frequent words join the vocabulary; for rewriters with a vocabulary of whole
+    """Tasks with references that use the new values, as `visa train sft` reads them."""
+    rehearsal: tuple[str, ...] = ()
+    """Tasks with references of the old values."""
+    held_out: tuple[str, ...] = ()
+    """Tasks with targets of the new values, to measure on."""
+    held_out_old: tuple[str, ...] = ()
+    """Tasks with targets of the old values, to measure forgetting on."""
+    detector: Path | None = None
+    """Folder of a detector of the larger space, such as what `visa extend scorer` made."""
+    fact_analyzer: Path | None = None
+    """Folder of the fact analyzer."""
+    out: Path
+    """Folder of the result: OUT/model, OUT/start, a folder for each way, forgetting.json and .md.
+    """
+    add_words: bool = False
+    """Add frequent words of the data to the vocabulary; for rewriters with a vocabulary of whole
     words, as the embedded recipe makes them."""
+    epochs: float = 2.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 16
+    """Rows of a step."""
+    lr: float = 1e-5
+    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: torch's Muon for hidden matrices at muon_lr, AdamW at lr for the rest."""
+    muon_lr: float = 0.02
+    """Muon's peak learning rate."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: products in bfloat16 under autocast, weights and moments in float32."""
+    temperature: float = 0.7
+    """Sampling temperature of the report; 0 is greedy."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
     seed: int = 0
-    """Seed of new weights."""
+    """Seed of new weights, of the order and of sampling."""
+
+    def __post_init__(self) -> None:
+        needed = ("data", "held_out", "held_out_old", "detector", "fact_analyzer")
+        for name in needed if self.rehearsal else ():
+            if not getattr(self, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is needed to train and measure; without "
+                    "--rehearsal the rewriter is only widened"
+                )
+        if not self.rehearsal and (self.held_out or self.held_out_old):
+            raise ValueError("--rehearsal: give tasks of the old values to train on")
+        if self.add_words and not self.data:
+            raise ValueError("--add-words takes its words from --data: give it")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"--temperature must be at least 0, got {self.temperature}")
+
+    def sft(self, way: str, limits: dict[str, int]) -> SFTConfig:
+        """The stage's settings of one way; a run that is there already is gone on with."""
+        data = self.data if way == "plain" else (*self.data, *self.rehearsal)
+        names = ("epochs", "steps", "batch_size", "lr", "optimizer", "muon_lr", "precision")
+        return SFTConfig(
+            model=self.out / "start",
+            data=data,
+            out=self.out / way,
+            resume=(self.out / way / "run.json").is_file(),
+            device=self.device,
+            seed=self.seed,
+            **limits,
+            **{name: getattr(self, name) for name in names},
+        )

@@ -1,0 +1,55 @@
+"""Forgetting report of a rewriter: old and new values before and after, beside copying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visa_core.evaluation import tables
+from visa_core.training.checkpoint import CheckpointError, write_file
+
+TITLES = {
+    "copy": "copy (the source as it is)",
+    "before": "before",
+    "rehearsal": "rehearsal: new and old tasks",
+    "plain": "plain fine-tune on new tasks",
+}
+
+
+def write_report(out: Path, record: Mapping[str, Any]) -> Path:
+    """Write forgetting.json and .md; returns the first's path. Raises CheckpointError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "forgetting.md", markdown(record))
+        write_file(out / "forgetting.json", tables.to_json(record))
+    except OSError as error:
+        raise CheckpointError(f"cannot write the report into {out}: {error}") from error
+    return out / "forgetting.json"
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        "# New values of a rewriter, and what became of the old ones\n",
+        f"Old: {', '.join(record['old'])}. New: {', '.join(record['new'])}. By the learned "
+        "detector and fact analyzer. Joint success: distance to the target below 0.8 and "
+        "consistency above 0.3.\n",
+    ]
+    for kind, rows in record["measured"].items():
+        before = rows.get("before")
+        lines += [
+            f"## Tasks of {kind} values, n = {record['tasks'][kind]}\n",
+            "| way | joint success | change | consistency | fwd | bwd |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, row in rows.items():
+            change = "-"
+            if before and before["jsr"] and name not in ("before", "copy"):
+                change = f"{100 * (row['jsr'] / before['jsr'] - 1):+.1f} %"
+            figures = " | ".join(
+                f"{row[f'{key}_mean']:.3f}" for key in ("consistency", "fwd", "bwd")
+            )
+            lines.append(f"| {TITLES[name]} | {row['jsr']:.3f} | {change} | {figures} |")
+        lines.append("")
+    return "\n".join(lines)
