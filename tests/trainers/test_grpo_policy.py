@@ -14,9 +14,10 @@ from tests.lms import PAD, STOP, VOCAB, random_lm, random_rows
 from visa_core.config import GRPOConfig
 from visa_core.rollout.hf import HFEngine
 from visa_core.rollout.sampling import SamplingConfig
+from visa_core.training.micro_batches import StepBatch, merge, micro_batches
+from visa_core.training.policy import Policy
 from visa_core.types import Prompt, RolloutBatch
 from visa_kernels import LOSS_TYPES, group_advantages
-from visa_trainers.grpo import Policy, merge, micro_batches
 
 TEMPERATURE, LIMIT, GROUP = 0.8, 9, 4
 PROMPTS = [
@@ -218,7 +219,7 @@ def test_an_update_raises_what_was_better_than_its_group(
     def preference(model: nn.Module) -> float:
         """Mean over tokens of logprob x advantage."""
         policy = Policy(model, None, PAD, settings(), 1)
-        (micro,) = micro_batches(PROMPTS, rollouts, advantages, 12)
+        (micro,) = micro_batches(StepBatch(PROMPTS, rollouts, advantages), range(12), 12)
         with torch.no_grad():
             logprobs = policy.logprobs(model, micro)
         return (logprobs * advantages.repeat_interleave(rollouts.lengths)).mean().item()
@@ -251,22 +252,29 @@ def test_the_kl_pulls_to_the_reference(start: nn.Module, rollouts: RolloutBatch)
     assert all(weight.grad is None for weight in reference.parameters())
 
 
+@pytest.mark.parametrize("budget", [None, 17, 30, 1000])
 @pytest.mark.parametrize("size", [1, 3, GROUP, 2 * GROUP, 12, 100])
 def test_micro_batches_hold_each_row_once_with_its_own(
-    rollouts: RolloutBatch, advantages: torch.Tensor, size: int
+    rollouts: RolloutBatch, advantages: torch.Tensor, size: int, budget: int | None
 ) -> None:
-    micros = list(micro_batches(PROMPTS, rollouts, advantages, size))
-    assert [row for m in micros for row in m.completions] == rollouts.rows()
-    assert torch.cat([m.sampler_N for m in micros]).equal(rollouts.logprobs)
-    assert torch.cat([m.advantages_B for m in micros]).equal(advantages)
-    asked = []
+    batch = StepBatch(PROMPTS, rollouts, advantages)
+    micros = micro_batches(batch, range(12), size, budget)
+    order = [row for m in micros for row in m.rows]
+    assert sorted(order) == list(range(12)) and (budget is not None or order == sorted(order))
+    rows = rollouts.rows()
     for m in micros:
+        assert m.completions == [rows[row] for row in m.rows]
+        assert m.advantages_B.equal(advantages[m.rows])
+        assert m.sampler_N.equal(rollouts.logprobs[m.tokens_N])
+        assert rollouts.tokens[m.tokens_N].tolist() == [t for row in m.completions for t in row]
         assert m.cu_seqlens.diff().tolist() == [len(row) for row in m.completions]
-        assert m.cu_seqlens[0] == 0
-        share = len(m.completions) // len(m.prompts)
-        assert share == (GROUP if min(size, 12) % GROUP == 0 else 1), "whole groups read it once"
-        asked += [prompt for prompt in m.prompts for _ in range(share)]
-    assert asked == [PROMPTS[g].ids for g in rollouts.group_ids.tolist()]
+        copies = [p for p, n in zip(m.prompts, m.group_sizes, strict=True) for _ in range(n)]
+        assert copies == [PROMPTS[row // GROUP].ids for row in m.rows]
+        if budget is None:
+            assert len(m.rows) <= size
+            assert len(m.prompts) == len({row // GROUP for row in m.rows}), "read once"
+        else:
+            assert sum(map(len, m.prompts)) + len(m.sampler_N) <= budget
 
 
 def test_metrics_of_micro_batches_are_put_together_by_hand() -> None:

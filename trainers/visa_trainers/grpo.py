@@ -5,14 +5,11 @@ Shapes: P prompts of a step, G completions each, B = P * G rows, N completion to
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from visa_core.config import GRPOConfig
 from visa_core.data.rewriting import load_rewriting
@@ -21,44 +18,56 @@ from visa_core.models.fact_analyzer import FactAnalyzer
 from visa_core.models.rewriter import Rewriter
 from visa_core.models.translator import Translator
 from visa_core.rewards import RewardModel, RewardOutput
+from visa_core.rollout.engine import ClosingEngine, CopyingEngine, Engine
 from visa_core.rollout.sampling import SamplingConfig
-from visa_core.training.forward import autocast, completion_logits
+from visa_core.training.adapters import put_adapter, write_adapted
+from visa_core.training.distributed import World, joined_world
+from visa_core.training.learner import DTYPES, Learner, finish_run
+from visa_core.training.policy import Policy, reference_of
 from visa_core.training.run import batch_rows, open_run, step_seed
-from visa_core.training.stage import load_rewriter, make_optimizer, report_set_aside
-from visa_core.training.supervised import pick_device, write_result
+from visa_core.training.stage import fitting, load_rewriter
 from visa_core.training.targets import predicted_targets
-from visa_core.types import Prompt, RewriteExample, RolloutBatch
-from visa_kernels import group_advantages, grpo_loss, loss_normalizer, token_logprobs
-
-Metrics = dict[str, torch.Tensor | float]
+from visa_core.types import Prompt, RolloutBatch
+from visa_kernels import group_advantages
 
 
 def train(config: GRPOConfig) -> Path:
     """Train the rewriter and save it in `config.out`; returns that folder."""
-    device = pick_device(config.device)
+    with joined_world(config.device) as world:
+        return fit(config, world)
+
+
+def fit(config: GRPOConfig, world: World) -> Path:
+    """`train` as one of the ranks of a world."""
+    device = world.device
     rewriter = load_rewriter(config)
-    model = rewriter.model.float().to(device)
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_beta else None
+    put_adapter(rewriter, config.lora, config.seed)
+    model = rewriter.model.to(device, DTYPES[config.weights])
+    reference = reference_of(model, config.kl_beta)
     detector = Detector.from_pretrained(config.detector).to(device)
     translator = None
     if config.translator is not None:
         translator = Translator.from_pretrained(config.translator).to(device)
     fact_analyzer = FactAnalyzer.from_pretrained(config.fact_analyzer, device=device)
     scorer = RewardModel(detector, fact_analyzer, config.reward)
-    engine = rewriter.engine()
     sampling = SamplingConfig(
         temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_completion
     )
     examples = load_rewriting(config.data, rewriter.space, seed=config.seed)
     examples = fitting(rewriter, examples)
     total_steps = config.steps or max(1, round(config.epochs * len(examples) / config.prompts))
-    policy = Policy(model, reference, rewriter.pad_id, config, total_steps)
-    run = open_run(config, total_steps, {"model": model, "optimizer": policy.optimizer}, "grpo")
+    policy = Policy(model, reference, rewriter.pad_id, config, total_steps, world)
+    learner = policy.learner
+    rewriter.model = learner.readable
+    engine = rewriter.engine(config.engine, config.vllm, keeps_storage=learner.keeps_storage)
+    run = open_run(config, total_steps, {"learner": learner}, "grpo", world)
+    synchronise(engine, learner)
 
     for step in run.steps():
         clock = Clock()
         rows = batch_rows(len(examples), config.prompts, config.seed, step)
-        batch = [examples[i] for i in rows.tolist()]
+        mine = world.share(config.prompts)
+        batch = [examples[rows[i]] for i in mine]
         targets_PK = predicted_targets(batch, detector, translator, rewriter.space)
         prompts = [
             rewriter.prompt(e.query, e.response, target)
@@ -66,7 +75,15 @@ def train(config: GRPOConfig) -> Path:
         ]
         clock.mark("target")
         seed = step_seed(config.seed, step)
-        rollouts = engine.generate([p.ids for p in prompts], config.group_size, sampling, seed)
+        with learner.whole():
+            rollouts = engine.generate(
+                [p.ids for p in prompts],
+                config.group_size,
+                sampling,
+                seed,
+                first_group=mine.start,
+            )
+        engine.release()
         clock.mark("sample")
         rewards = score(scorer, rewriter, prompts, rollouts)
         clock.mark("score")
@@ -74,12 +91,23 @@ def train(config: GRPOConfig) -> Path:
             rewards.reward, rollouts.group_ids, scale=config.advantage_scale
         )
         metrics = policy.update(prompts, rollouts, advantages_B, step)
-        engine.weights_updated()
+        synchronise(engine, learner)
         clock.mark("train")
-        run.log(step, summary(rewards, rollouts, advantages_B) | metrics | clock.seconds)
+        seen = world.average(summary(rewards, rollouts, advantages_B), len(rollouts.lengths))
+        run.log(step, seen | metrics | clock.seconds)
 
-    write_result(config.out, rewriter.write)
+    if isinstance(engine, ClosingEngine):
+        engine.close()
+    finish_run(world, learner, config.out, partial(write_adapted, rewriter))
     return config.out
+
+
+def synchronise(engine: Engine, learner: Learner) -> None:
+    """Let the engine sample from the weights as they are now."""
+    if isinstance(engine, CopyingEngine) and not learner.keeps_storage:
+        engine.load_weights(learner.buckets())
+    else:
+        engine.weights_updated()
 
 
 def score(
@@ -94,148 +122,6 @@ def score(
         torch.stack([p.target for p in asked]),
         finished=rollouts.finished,
     )
-
-
-class Policy:
-    """The model in training, its optimizer, and the frozen reference where a KL is asked for."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        reference: nn.Module | None,
-        pad_id: int,
-        config: GRPOConfig,
-        total_steps: int,
-    ) -> None:
-        self.model = model
-        self.reference = reference
-        self.pad_id = pad_id
-        self.config = config
-        self.optimizer = make_optimizer(model, config, total_steps * config.updates)
-
-    def update(
-        self, prompts: list[Prompt], rollouts: RolloutBatch, advantages_B: torch.Tensor, step: int
-    ) -> Metrics:
-        """`config.updates` optimizer steps on one sampled batch; returns the last one's metrics.
-
-        The old policy is the one before the first of them. With a single update it is the policy
-        itself, so its logprobs are those of the forward pass without their gradient.
-        """
-        config = self.config
-        micros = list(micro_batches(prompts, rollouts, advantages_B, config.batch_size))
-        old = self._frozen(self.model, micros) if config.updates > 1 else [None] * len(micros)
-        ref = [None] * len(micros)
-        if self.reference is not None:
-            ref = self._frozen(self.reference, micros)
-        lengths = rollouts.lengths
-        normalizer = loss_normalizer(config.loss_type, lengths, max_length=config.max_completion)
-        for update in range(config.updates):
-            parts = []
-            for micro, old_N, ref_N in zip(micros, old, ref, strict=True):
-                loss, metrics = self.loss(micro, old_N, ref_N, float(normalizer))
-                loss.backward()
-                parts.append((len(micro.sampler_N), {"loss": loss.detach(), **metrics}))
-            progress = self.optimizer.step(step * config.updates + update)
-        return merge(parts) | progress
-
-    def loss(
-        self,
-        micro: MicroBatch,
-        old_N: torch.Tensor | None,
-        ref_N: torch.Tensor | None,
-        normalizer: float,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """This micro-batch's part of the step's clipped loss, and its metrics."""
-        config = self.config
-        new_N = self.logprobs(self.model, micro)
-        return grpo_loss(
-            new_N,
-            new_N.detach() if old_N is None else old_N,
-            micro.advantages_B.to(new_N.device),
-            micro.cu_seqlens,
-            loss_type=config.loss_type,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            normalizer=normalizer,
-            ref_logprobs=ref_N,
-            kl_beta=config.kl_beta,
-            sampler_logprobs=micro.sampler_N.to(new_N.device),
-            sampler_correction=config.sampler_correction,
-        )
-
-    def logprobs(self, model: nn.Module, micro: MicroBatch) -> torch.Tensor:
-        """Logprobs [N] of the completion tokens at the sampling temperature."""
-        with autocast(model.device, self.config.precision):
-            logits, ids = completion_logits(model, micro.prompts, micro.completions, self.pad_id)
-        return token_logprobs(logits, ids, temperature=self.config.temperature)
-
-    @torch.no_grad()
-    def _frozen(self, model: nn.Module, micros: list[MicroBatch]) -> list[torch.Tensor]:
-        return [self.logprobs(model, micro) for micro in micros]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward pass; N counts their completion tokens. A prompt stands once for all of
-    its rows, or once a row.
-    """
-
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    cu_seqlens: torch.Tensor
-    sampler_N: torch.Tensor
-    advantages_B: torch.Tensor
-
-
-def micro_batches(
-    prompts: list[Prompt], rollouts: RolloutBatch, advantages_B: torch.Tensor, size: int
-) -> Iterator[MicroBatch]:
-    """The rows in order, `size` at a time; whole groups keep their prompt once."""
-    rows, ends = rollouts.rows(), rollouts.cu_seqlens
-    groups = rollouts.group_ids.tolist()
-    group_size = len(rows) // len(prompts)
-    for start in range(0, len(rows), size):
-        stop = min(start + size, len(rows))
-        shared = group_size if start % group_size == stop % group_size == 0 else 1
-        yield MicroBatch(
-            prompts=[prompts[g].ids for g in groups[start:stop:shared]],
-            completions=rows[start:stop],
-            cu_seqlens=ends[start : stop + 1] - ends[start],
-            sampler_N=rollouts.logprobs[ends[start] : ends[stop]],
-            advantages_B=advantages_B[start:stop],
-        )
-
-
-def merge(parts: list[tuple[int, dict[str, torch.Tensor]]]) -> Metrics:
-    """Metrics of a step from those of its micro-batches: the parts of the loss add up, maxima are
-    taken over all, the rest is averaged over tokens.
-    """
-    total = max(1, sum(count for count, _ in parts))
-    weights = torch.tensor([count / total for count, _ in parts])
-    merged: Metrics = {}
-    for key in parts[0][1]:
-        values = torch.stack([metrics[key].float().cpu() for _, metrics in parts])
-        if key == "loss":
-            merged[key] = values.sum()
-        else:
-            merged[key] = values.max() if key.startswith("max_") else (values * weights).sum()
-    return merged
-
-
-def fitting(rewriter: Rewriter, examples: list[RewriteExample]) -> list[RewriteExample]:
-    """Records whose prompt fits the limit whatever the target; the others are set aside and
-    counted in a warning.
-    """
-    kept, problems = [], []
-    longest_target = torch.full((rewriter.space.size,), -0.5)
-    for example in examples:
-        try:
-            rewriter.prompt(example.query, example.response, longest_target)
-            kept.append(example)
-        except ValueError as error:
-            problems.append(f"{example.id or 'a record'}: {error}")
-    report_set_aside(problems, len(examples))
-    return kept
 
 
 def summary(
@@ -256,6 +142,7 @@ def summary(
         "flat_groups": (groups.abs().amax(1) < 1e-6).float().mean(),
         "length": rollouts.lengths.float().mean(),
         "unfinished": (~rollouts.finished).float().mean(),
+        "non_finite": torch.tensor(float(rewards.non_finite)),
     }
 
 

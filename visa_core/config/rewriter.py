@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from visa_core.config.judging import RewardConfig
+from visa_core.config.lora import LoraSettings
 from visa_core.config.scale import ScaleSettings
+from visa_core.config.vllm import VLLMSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +148,24 @@ class GRPOConfig(RewriterTraining):
     """Weight of the KL to the starting model; 0 keeps no second model."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """What centred rewards are divided by."""
-    sampler_correction: Literal["token_truncate", "none"] = "token_truncate"
-    """Weight for the difference between sampler and trainer."""
+    sampler_correction: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"
+    ] = "token_truncate"
+    """Weight for the difference between sampler and trainer, by token or by whole completion:
+    truncate caps it, mask drops what lies beyond the cap.
+    """
+    token_budget: int | None = None
+    """Most tokens of a micro-batch, a prompt counted once for its completions; without it a
+    micro-batch has batch_size completions.
+    """
+    mask_truncated: bool = False
+    """Leave completions that were cut at max_completion out of the loss."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What samples: the trained module itself, or vLLM in the same process."""
+    vllm: VLLMSettings = field(default_factory=VLLMSettings)
+    """How vLLM runs."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Train an adapter instead of the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +178,14 @@ class GRPOConfig(RewriterTraining):
             raise ValueError(
                 f"--group-size must be at least 2 for a group advantage, got {self.group_size}"
             )
+        longest = self.max_prompt + self.max_completion
+        if self.token_budget is not None and self.token_budget < longest:
+            raise ValueError(
+                f"--token-budget {self.token_budget} is less than one completion may need: "
+                f"--max-prompt + --max-completion = {longest}"
+            )
+        if self.lora.rank and self.zero:
+            raise ValueError("--lora.rank needs --zero 0: adapters are small, plain ranks do")
         if self.completions % self.group_size:
             raise ValueError(
                 f"--batch-size x --accumulation = {self.completions} completions is no multiple of "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
 
 from visa_core.rollout.sampling import SamplingConfig
 from visa_core.types import RolloutBatch
@@ -37,4 +39,22 @@ class Engine(Protocol):
 
     def release(self) -> None:
         """Give back memory that sampling alone needs; the next `generate` takes it again."""
+        ...
+
+
+@runtime_checkable
+class CopyingEngine(Engine, Protocol):
+    """An engine that can sample from a copy of the weights, given in buckets."""
+
+    def load_weights(self, bucketed: Iterable[list[tuple[str, torch.Tensor]]]) -> int:
+        """Write buckets of (name, whole tensor) into the copy; returns bytes written."""
+        ...
+
+
+@runtime_checkable
+class ClosingEngine(Engine, Protocol):
+    """An engine that holds more than memory of this process."""
+
+    def close(self) -> None:
+        """End it; the trained weights stay whole."""
         ...

@@ -1,0 +1,73 @@
+"""Linear layers in training through oneDNN, on the CPUs where its float32 products are faster.
+
+torch multiplies float32 matrices with MKL, which on AMD processors leaves the AVX-512 units unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from visa_kernels.linear_logprobs import onednn
+
+
+@contextmanager
+def onednn_linears(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's float32 `nn.Linear` layers compute forward and backward with oneDNN.
+
+    Nothing changes on other devices, for other types, or where torch's own products are the faster
+    ones. Keep the backward pass inside too where layers are checkpointed.
+    """
+    layers = [] if onednn.why_not() else [m for m in model.modules() if type(m) is nn.Linear]
+    layers = [m for m in layers if "forward" not in vars(m)]
+    for layer in layers:
+        layer.forward = partial(linear, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """x W^T + b for x [..., I], differentiable in all three."""
+    few = x.numel() < onednn.LEAST_TOKENS * x.shape[-1]
+    other = x.dtype != torch.float32 or layer.weight.dtype != torch.float32
+    if few or other or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, layer.weight, layer.bias)
+    return _Linear.apply(x, layer.weight, layer.bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight_OI)
+        y_NO = _product(x.reshape(-1, x.shape[-1]), weight_OI, bias_O)
+        return y_NO.view(*x.shape[:-1], len(weight_OI))
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        x, weight_OI = ctx.saved_tensors
+        dy_NO = dy.reshape(-1, dy.shape[-1])
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        dx = _product(dy_NO, weight_OI.t()).view_as(x) if wants_x else None
+        dweight = None
+        if wants_weight:
+            dweight = _product(dy_NO.t(), x.reshape(-1, x.shape[-1]).t())
+        return dx, dweight, dy_NO.sum(0) if wants_bias else None
+
+
+def _product(
+    x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
+) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
