@@ -19,9 +19,16 @@ from visa_core.training.run import RunFinished
 from visa_trainers import detector, extend
 
 
-def run(out: Path, seed: int, old_rows: int, new_rows: int, detector_folder: Path | None) -> Path:
+def run(
+    out: Path,
+    seed: int,
+    old_rows: int,
+    new_rows: int,
+    detector_folder: Path | None = None,
+    held_rows: int = 1500,
+) -> Path:
     """Train what is missing in `out`; returns the path of the report."""
-    specs = write_data(out / "data", seed, old_rows, new_rows)
+    specs = write_data(out / "data", seed, old_rows, new_rows, held_rows)
     old = detector_folder or trained(out / "old", (specs["old"],), None, seed)
     space = out / "data" / "space.json"
     reference = trained(out / "together", (specs["old"], specs["all"]), space, seed)
@@ -41,7 +48,9 @@ def run(out: Path, seed: int, old_rows: int, new_rows: int, detector_folder: Pat
     return extend.train(config)
 
 
-def write_data(folder: Path, seed: int, old_rows: int, new_rows: int) -> dict[str, str]:
+def write_data(
+    folder: Path, seed: int, old_rows: int, new_rows: int, held_rows: int
+) -> dict[str, str]:
     """All data sets as JSON lines; their --data specifications by name."""
     folder.mkdir(parents=True, exist_ok=True)
     further.FOURTEEN.save(folder / "space.json")
@@ -49,8 +58,8 @@ def write_data(folder: Path, seed: int, old_rows: int, new_rows: int) -> dict[st
         "old": embedded.dialogues(old_rows, 10 * seed),
         "new": further.dialogues(new_rows, 10 * seed, only_new=True),
         "all": further.dialogues(2 * new_rows, 10 * seed + 1),
-        "held_out": further.dialogues(1500, 10 * seed + 2),
-        "held_out_old": embedded.dialogues(1500, 10 * seed + 3),
+        "held_out": further.dialogues(held_rows, 10 * seed + 2),
+        "held_out_old": embedded.dialogues(held_rows, 10 * seed + 3),
     }
     for name, rows in sets.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
