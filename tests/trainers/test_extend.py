@@ -15,6 +15,7 @@ from visa_core.data import embedded
 from visa_core.data.embedded.further import FOURTEEN, dialogues, rewrites
 from visa_core.data.schema import write_jsonl
 from visa_core.evaluation.forgetting import chosen_way, errors
+from visa_core.evaluation.rewriter_forgetting import analyzer_warning
 from visa_core.models.detector import Detector
 from visa_core.models.rewriter import Rewriter
 from visa_core.training import checkpoint
@@ -180,6 +181,17 @@ def test_a_rewriter_learns_new_values(work: Path, small_system: Path, tmp_path: 
     written = (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_an_analyzer_that_cannot_read_the_new_texts_is_told() -> None:
+    def copies(old: float, new: float) -> dict:
+        return {
+            kind: {"copy": {"consistency_mean": mean}}
+            for kind, mean in (("old", old), ("new", new))
+        }
+
+    assert analyzer_warning(copies(0.98, 0.95)) is None
+    assert "cannot read the new texts" in str(analyzer_warning(copies(0.99, 0.27)))
 
 
 def test_bad_input_of_a_rewriter_is_told(
