@@ -58,7 +58,7 @@ def test_an_engine_that_fails_stops_the_run_and_it_resumes_to_the_same_losses(
     small_system: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    grpo.train(settings(small_system, tasks, whole))
+    grpo.train(settings(small_system, tasks, whole, samples_every=1, samples=2))
     calls, generate = [0], HFEngine.generate
 
     def failing(engine: HFEngine, *args: Any, **options: Any) -> Any:
@@ -70,10 +70,15 @@ def test_an_engine_that_fails_stops_the_run_and_it_resumes_to_the_same_losses(
     with monkeypatch.context() as patch:
         patch.setattr(HFEngine, "generate", failing)
         with pytest.raises(RolloutError, match="the engine died"):
-            grpo.train(settings(small_system, tasks, out))
+            grpo.train(settings(small_system, tasks, out, samples_every=1, samples=2))
     assert len(figures(out)) == 3, "the steps before it are kept"
-    grpo.train(settings(small_system, tasks, out, resume=True))
+    grpo.train(settings(small_system, tasks, out, resume=True, samples_every=1, samples=2))
     assert figures(out) == figures(whole)
+    tables = [(folder / "samples.jsonl").read_text() for folder in (out, whole)]
+    assert tables[0] == tables[1]
+    table = [json.loads(line) for line in tables[0].splitlines()]
+    assert len(table) == STEPS * 2 * 2
+    assert all(b["reward"] >= w["reward"] for b, w in zip(table[::2], table[1::2], strict=True))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, whole)]
     assert weights[0] == weights[1]
 

@@ -15,7 +15,6 @@ from visa_core.config import GRPOConfig
 from visa_core.data.rewriting import load_rewriting
 from visa_core.models.detector import Detector
 from visa_core.models.fact_analyzer import FactAnalyzer
-from visa_core.models.rewriter import Rewriter
 from visa_core.models.translator import Translator
 from visa_core.rewards import RewardModel, RewardOutput
 from visa_core.rollout.engine import ClosingEngine, CopyingEngine, Engine
@@ -25,6 +24,7 @@ from visa_core.training.distributed import World, joined_world
 from visa_core.training.learner import DTYPES, Learner, finish_run
 from visa_core.training.policy import Policy, reference_of
 from visa_core.training.run import batch_rows, open_run, step_seed
+from visa_core.training.samples import write_samples
 from visa_core.training.stage import fitting, load_rewriter
 from visa_core.training.targets import predicted_targets
 from visa_core.types import Prompt, RolloutBatch
@@ -85,7 +85,8 @@ def fit(config: GRPOConfig, world: World) -> Path:
             )
         engine.release()
         clock.mark("sample")
-        rewards = score(scorer, rewriter, prompts, rollouts)
+        rewrites = rewriter.decode(rollouts)
+        rewards = score(scorer, rewrites, prompts, rollouts)
         clock.mark("score")
         advantages_B = group_advantages(
             rewards.reward, rollouts.group_ids, scale=config.advantage_scale
@@ -94,6 +95,8 @@ def fit(config: GRPOConfig, world: World) -> Path:
         synchronise(engine, learner)
         clock.mark("train")
         seen = world.average(summary(rewards, rollouts, advantages_B), len(rollouts.lengths))
+        if config.samples_every and step % config.samples_every == 0 and world.is_main:
+            write_samples(config.out, step, config.samples, prompts, rollouts, rewrites, rewards)
         run.log(step, seen | metrics | clock.seconds)
 
     if isinstance(engine, ClosingEngine):
@@ -111,14 +114,14 @@ def synchronise(engine: Engine, learner: Learner) -> None:
 
 
 def score(
-    scorer: RewardModel, rewriter: Rewriter, prompts: list[Prompt], rollouts: RolloutBatch
+    scorer: RewardModel, rewrites: list[str], prompts: list[Prompt], rollouts: RolloutBatch
 ) -> RewardOutput:
     """Rewards of all rows, each against its prompt's source and target."""
     asked = [prompts[i] for i in rollouts.group_ids.tolist()]
     return scorer.score(
         [p.query for p in asked],
         [p.source for p in asked],
-        rewriter.decode(rollouts),
+        rewrites,
         torch.stack([p.target for p in asked]),
         finished=rollouts.finished,
     )

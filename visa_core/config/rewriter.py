@@ -160,6 +160,10 @@ class GRPOConfig(RewriterTraining):
     """
     mask_truncated: bool = False
     """Leave completions that were cut at max_completion out of the loss."""
+    samples_every: int = 0
+    """Steps between tables of rewrites in samples.jsonl of the run's folder; 0: none."""
+    samples: int = 4
+    """Prompts of such a table, each with its best and its worst rewrite."""
     engine: Literal["hf", "vllm"] = "hf"
     """What samples: the trained module itself, or vLLM in the same process."""
     vllm: VLLMSettings = field(default_factory=VLLMSettings)

@@ -165,6 +165,9 @@ class Run:
                 holder.load_state_dict(state[name])
         if self.world.is_main:
             _keep_metrics_before(self.metrics_path, step)
+            samples = self.out_dir / "samples.jsonl"
+            if samples.exists():
+                _keep_metrics_before(samples, step)
         self.world.wait()
         return step
 

@@ -185,6 +185,8 @@ def write_result(run_folder: Path, write: Callable[[Path], None]) -> None:
     with atomic_folder(run_folder) as scratch:
         write(scratch)
         shutil.copy2(run_folder / "metrics.jsonl", scratch / "metrics.jsonl")
+        if (run_folder / "samples.jsonl").is_file():
+            shutil.copy2(run_folder / "samples.jsonl", scratch / "samples.jsonl")
         record = json.loads((run_folder / "run.json").read_text()) | {"finished": True}
         (scratch / "run.json").write_text(json.dumps(record, indent=1))
         if (run_folder / "tensorboard").is_dir():
