@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from visa_core.data.schema import (
     DataError,
@@ -200,16 +201,19 @@ def read_hh(path: str | Path) -> tuple[list[PreferencePair], list[Rejected]]:
     rejected: list[Rejected] = []
     for line, text in numbered_lines(path, rejected):
         try:
-            data = parse_object(text)
-            history, chosen = _last_answer("chosen", data.get("chosen"))
-            other_history, other = _last_answer("rejected", data.get("rejected"))
-            if history != other_history:
-                raise ValueError("'chosen' and 'rejected' do not answer the same prompt")
+            pairs.append(hh_pair(parse_object(text), line))
         except ValueError as error:
             rejected.append(Rejected(path=str(path), line=line, reason=str(error), text=text))
-            continue
-        pairs.append(PreferencePair(prompt=history, chosen=chosen, rejected=other, id=f"hh-{line}"))
     return pairs, rejected
+
+
+def hh_pair(data: dict[str, Any], line: int) -> PreferencePair:
+    """The pair of one line of HH. Raises ValueError with the reason why it is none."""
+    history, chosen = _last_answer("chosen", data.get("chosen"))
+    other_history, other = _last_answer("rejected", data.get("rejected"))
+    if history != other_history:
+        raise ValueError("'chosen' and 'rejected' do not answer the same prompt")
+    return PreferencePair(prompt=history, chosen=chosen, rejected=other, id=f"hh-{line}")
 
 
 def _last_answer(field: str, value: object) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Annotators: a comparison of two responses in, a vector of value levels for each of them out."""

@@ -1,0 +1,75 @@
+"""The annotate stage: comparisons in, annotated ones out in the same order, through the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from visa_core.data.annotate.annotator import (
+    Annotation,
+    Annotator,
+    Invalid,
+    Keyed,
+    comparison_key,
+)
+from visa_core.data.annotate.cache import AnnotationCache
+from visa_core.data.construction.comparison import Comparison, Intake, place
+
+CHUNK = 1024
+"""Comparisons that are in memory, looked up and annotated together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """A comparison, the key of its texts, and its levels."""
+
+    key: bytes
+    comparison: Comparison
+    annotation: Annotation
+
+
+def annotate_stream(
+    comparisons: Iterable[Comparison],
+    annotator: Annotator,
+    cache: AnnotationCache,
+    intake: Intake,
+    chunk: int = CHUNK,
+) -> Iterator[Annotated]:
+    """Annotated comparisons in order; those without an annotation are set aside and counted.
+
+    What the cache knows is not asked for again, and what occurs twice is asked for once. Raises
+    EndpointError when the annotator cannot go on; what it had answered is in the cache.
+    """
+    source = iter(comparisons)
+    while part := list(islice(source, chunk)):
+        keyed = [(comparison_key(annotator.name, c), c) for c in part]
+        outcomes = cache.find([key for key, _ in keyed])
+        missing: dict[bytes, Keyed] = {}
+        for item in keyed:
+            if item[0] in outcomes:
+                intake.counts["answers from the cache"] += 1
+            elif item[0] in missing:
+                intake.counts["answers shared with an equal comparison"] += 1
+            else:
+                missing[item[0]] = item
+        if missing:
+            intake.counts["answers asked for"] += len(missing)
+            try:
+                annotator.annotate(missing.values(), cache.record)
+            finally:
+                cache.commit()
+            outcomes |= cache.find(list(missing))
+        for key, comparison in keyed:
+            outcome = outcomes[key]
+            if isinstance(outcome, Invalid):
+                _set_aside(comparison, outcome, intake)
+            else:
+                intake.counts["comparisons annotated"] += 1
+                yield Annotated(key, comparison, outcome)
+
+
+def _set_aside(comparison: Comparison, outcome: Invalid, intake: Intake) -> None:
+    kind = "without an answer" if outcome.failed else "with invalid answers"
+    rejected = place(comparison.path, comparison.line, f"{comparison.id}: {outcome.reason}")
+    intake.reject(f"comparisons {kind}", rejected)

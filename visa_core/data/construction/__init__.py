@@ -1,0 +1,1 @@
+"""Data construction: preferences with explanations in, rewriting triplets with value shifts out."""

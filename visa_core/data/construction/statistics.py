@@ -1,0 +1,109 @@
+"""What a data set of triplets is like: vectors, absolute levels, shifts, and edits by size.
+
+Everything is counted on the half-step grid as triplets pass by, so that memory does not grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visa_core.data.annotate.annotator import Levels
+from visa_core.data.schema import DataError, numbered_lines, parse_object
+from visa_core.value_space import ValueSpace
+
+LEVELS = [level / 2 for level in range(-2, 3)]
+SHIFTS = [shift / 2 for shift in range(-4, 5)]
+
+
+class Statistics:
+    """Counts over triplets: `levels` [K, 5] of target vectors, `shifts` [K, 9] of their shifts."""
+
+    def __init__(self, space: ValueSpace) -> None:
+        self.space = space
+        self.levels = np.zeros((space.size, len(LEVELS)), np.int64)
+        self.shifts = np.zeros((space.size, len(SHIFTS)), np.int64)
+        self.vectors: set[Levels] = set()
+        self.shift_vectors: set[Levels] = set()
+        self.touched = np.zeros(space.size + 1, np.int64)
+        self.triplets = 0
+        self._each = np.arange(space.size)
+
+    def add(self, source: Levels, target: Levels) -> None:
+        """Count a triplet by its vectors in half steps, K entries each."""
+        shift = tuple(b - a for a, b in zip(source, target, strict=True))
+        self.levels[self._each, np.array(target) + 2] += 1
+        self.shifts[self._each, np.array(shift) + 4] += 1
+        self.vectors.add(target)
+        self.shift_vectors.add(shift)
+        self.touched[sum(map(bool, shift))] += 1
+        self.triplets += 1
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON and the card.
+
+        A target value of a triplet is one whose shift is not 0; edits are the shifts of those.
+        micro: share of edits of 0.5; large: of 1.5 and more; untouched: by value, the share of
+        triplets that leave it alone.
+        """
+        total = max(1, self.triplets)
+        sizes = np.abs(np.array(SHIFTS))
+        by_size = {size: int(self.shifts[:, sizes == size].sum()) for size in (0.5, 1.0, 1.5, 2.0)}
+        edits = max(1, sum(by_size.values()))
+        names = self.space.names
+        means = self.levels @ np.array(LEVELS) / total
+        untouched = self.shifts[:, len(SHIFTS) // 2] / total
+        return {
+            "triplets": self.triplets,
+            "unique_vectors": len(self.vectors),
+            "unique_shifts": len(self.shift_vectors),
+            "levels": _by_value(names, LEVELS, self.levels),
+            "mean_level": dict(zip(names, means.round(4).tolist(), strict=True)),
+            "shifts": _by_value(names, SHIFTS, self.shifts),
+            "edits_by_size": by_size,
+            "micro_edits": round(by_size[0.5] / edits, 4),
+            "large_edits": round((by_size[1.5] + by_size[2.0]) / edits, 4),
+            "untouched": dict(zip(names, untouched.round(4).tolist(), strict=True)),
+            "untouched_mean": round(float(untouched.mean()), 4) if self.triplets else 0.0,
+            "triplets_by_touched_values": self.touched.tolist(),
+        }
+
+
+def _by_value(
+    names: tuple[str, ...], grid: list[float], counts: np.ndarray
+) -> dict[str, dict[str, int]]:
+    return {
+        name: {f"{level:+g}" if level else "0": int(n) for level, n in zip(grid, row, strict=True)}
+        for name, row in zip(names, counts, strict=True)
+    }
+
+
+def statistics_of(folder: Path, space: ValueSpace) -> Statistics:
+    """Statistics of the triplets in a folder's JSON lines. Raises DataError without any, or for a
+    line that is none.
+    """
+    statistics = Statistics(space)
+    files = sorted((folder / "triplets").glob("*.jsonl"))
+    if not files:
+        raise DataError(f"{folder}: has no triplets/*.jsonl; build it with visa data build first")
+    for path in files:
+        for line, text in numbered_lines(path, []):
+            try:
+                row = parse_object(text)
+                statistics.add(_halves(row, "values", space), _halves(row, "target", space))
+            except ValueError as error:
+                raise DataError(f"{path}:{line}: {error}") from None
+    return statistics
+
+
+def _halves(row: Mapping[str, Any], field: str, space: ValueSpace) -> Levels:
+    vector = row.get(field)
+    if not isinstance(vector, dict):
+        raise ValueError(f"field {field!r} must be an object of value names and numbers")
+    doubled = [2 * entry for entry in space.vector(vector).tolist()]
+    if any(entry != round(entry) for entry in doubled):
+        raise ValueError(f"field {field!r} is not on the grid of half steps")
+    return tuple(int(entry) for entry in doubled)
