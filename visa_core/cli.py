@@ -22,10 +22,17 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
-from visa_core.commands import capability_options, human_options, options, value_options
+from visa_core.commands import (
+    capability_options,
+    data_options,
+    human_options,
+    options,
+    value_options,
+)
 from visa_core.config.extend import ExtendRewriterConfig, ExtendScorerConfig
 from visa_core.config.plain import PlainConfig
 from visa_core.config.search import AdaptiveConfig
+from visa_core.data.construction.config import BuildConfig
 
 log = logging.getLogger("visa_core.cli")
 
@@ -90,6 +97,18 @@ class Human:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Build rewriting triplets from human preferences; count them, push them to a hub."""
+
+    what: Annotated[
+        Annotated[BuildConfig, _named("build")]
+        | Annotated[data_options.CardOptions, _named("card")]
+        | Annotated[data_options.PushOptions, _named("push")],
+        arg(name=""),
+    ]
+
+
 Command = (
     Annotated[options.QuickstartOptions, _named("quickstart")]
     | Annotated[Train, _named("train")]
@@ -100,6 +119,7 @@ Command = (
     | Annotated[value_options.DriftOptions, _named("drift")]
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
     | Annotated[Human, _named("human")]
+    | Annotated[Data, _named("data")]
     | Annotated[AdaptiveConfig, _named("search")]
     | Annotated[Extend, _named("extend")]
     | Annotated[options.DoctorOptions, _named("doctor")]
@@ -128,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     # Threads that wait sleep: spinning ones made small models many times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Model folders are local: the hub is never asked, and its progress bars are not ours.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Model folders are local: no hub is asked, except to push a data set; its bars are not ours.
+    pushes = isinstance(command, Data) and isinstance(command.what, data_options.PushOptions)
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if pushes else "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with warnings.catch_warnings():
@@ -190,6 +211,10 @@ def run(command: Any) -> int:
         from visa_core.commands import human
 
         return human.run(command.what)
+    if isinstance(command, Data):
+        from visa_core.commands import data
+
+        return data.run(command.what)
     if isinstance(command, capability_options.CapabilityOptions):
         from visa_core.commands import capability
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,12 @@ class Account:
         """Money spent by the tokens that the endpoint reported."""
         spent = self.prompt_tokens * self.input_price + self.completion_tokens * self.output_price
         return spent / 1e6
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Take in the counts of another account, given as a mapping of its fields."""
+        for name in ("calls", "answers", "failures", "prompt_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + other[name])
+        self.faults.update(other["faults"])
 
     def record(self) -> dict[str, Any]:
         """Plain data for reports, faults by name."""

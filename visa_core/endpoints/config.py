@@ -56,11 +56,18 @@ class ChatConfig:
     """Conversations that a local model continues at once."""
     device: str = "auto"
     """Of a local model: auto (a GPU where there is one), cpu or cuda."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Of a local model: hf, or vLLM inside this process (extra "vllm")."""
+    max_length: int | None = None
+    """Longest conversation of a local model in tokens, reply included; by default what the model
+    was made for, which vLLM must then find memory for."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "give_up_after", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2, got {self.max_length}")
         if self.retries < 0:
             raise ValueError(f"retries must be at least 0, got {self.retries}")
         for name in ("timeout", "backoff", "backoff_most"):

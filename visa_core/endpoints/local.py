@@ -8,11 +8,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from visa_core.config.vllm import VLLMSettings
 from visa_core.endpoints.account import Account
 from visa_core.endpoints.chat import ChatReply, ChatRequest, FollowUp
 from visa_core.endpoints.config import ChatConfig
 from visa_core.models.rewriter import Rewriter
 from visa_core.rollout.engine import Engine
+from visa_core.rollout.factory import make_engine
 from visa_core.rollout.sampling import SamplingConfig
 from visa_core.training.run import step_seed
 from visa_core.training.supervised import pick_device
@@ -28,13 +30,21 @@ class LocalChat:
     ones are a function of the stream's requests and their seeds.
     """
 
-    def __init__(self, model: Rewriter, engine: Engine, name: str, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        model: Rewriter,
+        engine: Engine,
+        name: str,
+        batch_size: int = 16,
+        max_length: int | None = None,
+    ) -> None:
         self.name = name
         self.account = Account()
         self.engine = engine
         self.tokenizer = model.tokenizer
         self.stop_ids = model.stop_ids
-        self.limit = getattr(model.model.config, "max_position_embeddings", None)
+        made_for = getattr(model.model.config, "max_position_embeddings", None)
+        self.limit = min(filter(None, (max_length, made_for)), default=None)
         self.batch_size = batch_size
 
     @classmethod
@@ -43,7 +53,15 @@ class LocalChat:
         config = config or ChatConfig(model=str(folder))
         model = Rewriter.from_pretrained(folder)
         model.model.to(pick_device(config.device)).eval()
-        return cls(model, model.engine(), Path(folder).name, config.batch_size)
+        engine = make_engine(
+            config.engine,
+            model.model,
+            stop_ids=model.stop_ids,
+            pad_id=model.pad_id,
+            max_length=config.max_length,
+            vllm=VLLMSettings(gpu_memory=0.85, release_kv=False),  # nothing else is trained here
+        )
+        return cls(model, engine, Path(folder).name, config.batch_size, config.max_length)
 
     def stream(
         self, requests: Iterable[ChatRequest], follow_up: FollowUp | None = None

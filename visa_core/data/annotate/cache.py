@@ -113,6 +113,18 @@ class AnnotationCache:
         self.db.commit()
         return dropped
 
+    def raw_totals(self) -> dict[str, int]:
+        """Replies and tokens of the raw log, over all runs: those that held a text, those of them
+        that were no annotation, and requests given up.
+        """
+        row = self.db.execute(
+            "SELECT count(*) - coalesce(sum(error != ''), 0), coalesce(sum(invalid != ''), 0), "
+            "coalesce(sum(error != ''), 0), coalesce(sum(prompt_tokens), 0), "
+            "coalesce(sum(completion_tokens), 0) FROM raw"
+        ).fetchone()
+        names = ("replies", "invalid", "given_up", "prompt_tokens", "completion_tokens")
+        return dict(zip(names, row, strict=True))
+
     def export_raw(self, path: Path) -> int:
         """Write every raw answer as JSON lines, aside and renamed; returns how many."""
         columns = ("key", "attempt", "text", "error", "invalid")

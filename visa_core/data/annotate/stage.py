@@ -19,6 +19,12 @@ from visa_core.data.construction.comparison import Comparison, Intake, place
 CHUNK = 1024
 """Comparisons that are in memory, looked up and annotated together."""
 
+FROM_CACHE = "answers from the cache"
+SHARED = "answers shared with an equal comparison"
+ASKED = "answers asked for"
+ANSWER_COUNTS = (FROM_CACHE, SHARED, ASKED)
+"""Counts of a run rather than of its data."""
+
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
@@ -48,13 +54,13 @@ def annotate_stream(
         missing: dict[bytes, Keyed] = {}
         for item in keyed:
             if item[0] in outcomes:
-                intake.counts["answers from the cache"] += 1
+                intake.counts[FROM_CACHE] += 1
             elif item[0] in missing:
-                intake.counts["answers shared with an equal comparison"] += 1
+                intake.counts[SHARED] += 1
             else:
                 missing[item[0]] = item
         if missing:
-            intake.counts["answers asked for"] += len(missing)
+            intake.counts[ASKED] += len(missing)
             try:
                 annotator.annotate(missing.values(), cache.record)
             finally:

@@ -2,7 +2,8 @@
 
 Restartable: a killed run is started again with the same command. Everything but the answers is made
 anew, in order, from the cache of answers, so that the result is the same as an unbroken run's, and
-nothing is asked twice. Files are written aside and renamed, the report last.
+nothing is asked twice. Files are written aside and renamed, the report last. What a run cost is in
+run.json, apart from what the data set is like.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ from tqdm import tqdm
 from visa_core.data.annotate.annotator import Annotator
 from visa_core.data.annotate.cache import AnnotationCache
 from visa_core.data.annotate.make import make_annotator
-from visa_core.data.annotate.stage import Annotated, annotate_stream
+from visa_core.data.annotate.stage import (
+    ANSWER_COUNTS,
+    ASKED,
+    FROM_CACHE,
+    Annotated,
+    annotate_stream,
+)
 from visa_core.data.construction.anchors import mark_ambiguous, measure_responses
 from visa_core.data.construction.card import REPORT, write_card
-from visa_core.data.construction.comparison import Intake
+from visa_core.data.construction.comparison import Comparison, Intake
 from visa_core.data.construction.config import BuildConfig, TripletConfig
 from visa_core.data.construction.near import NearTexts
 from visa_core.data.construction.output import SplitTables
@@ -48,6 +55,7 @@ from visa_core.value_space import ValueSpace
 from visa_core.values import SCHWARTZ
 
 WORK = ".building"
+RUN = "run.json"
 
 
 def build(config: BuildConfig) -> dict[str, Any]:
@@ -81,9 +89,10 @@ def _build(config: BuildConfig, space: ValueSpace, annotator: Annotator) -> dict
             if config.annotator.retry_invalid:
                 cache.forget_invalid()
             intake = Intake(log=log)
-            rows = annotated_rows(config, annotator, cache, intake)
+            rows = annotated_rows(config, space, annotator, cache, intake)
             repeated = store_pairs(db, roots, rows)
             cache.export_raw(work / "raw.jsonl")
+            run = run_record(intake, annotator, cache)
         stages |= sorted_counts(intake) | {"comparisons the same as an earlier one": repeated}
         maker = TripletMaker(db, roots, space, config.triplets, work)
         files = maker.run(stages)
@@ -93,8 +102,8 @@ def _build(config: BuildConfig, space: ValueSpace, annotator: Annotator) -> dict
         raise DataError(_nothing_left(stages))
     report = {
         "sources": list(config.data),
+        "languages": list(config.languages),
         "annotator": annotator.name,
-        "account": annotator_account(annotator),
         "stages": stages,
         "files": files,
         "statistics": maker.statistics.record(),
@@ -103,29 +112,31 @@ def _build(config: BuildConfig, space: ValueSpace, annotator: Annotator) -> dict
     draw_all(report["statistics"], space, work / "figures")
     write_card(work, report, space, pictures=True)
     (work / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (work / RUN).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     (work / "scratch.sqlite").unlink()
     publish(work, config.out)
-    return report
+    return report | {"run": run}
 
 
 def annotated_rows(
-    config: BuildConfig, annotator: Annotator, cache: AnnotationCache, intake: Intake
+    config: BuildConfig,
+    space: ValueSpace,
+    annotator: Annotator,
+    cache: AnnotationCache,
+    intake: Intake,
 ) -> Iterator[Annotated]:
     """Annotated comparisons of the configured data, with a progress bar."""
 
-    def comparisons() -> Iterator[Any]:
+    def comparisons(intake: Intake) -> Iterator[Comparison]:
         return islice(read_comparisons(config.data, intake, config.languages), config.n)
 
     if config.annotator.engine == "ray":
         from visa_core.data.annotate.ray_stage import fill_cache
 
-        fill_cache(comparisons(), config.annotator, annotator.name, cache, config.space)
-        intake.counts.clear()  # the same data is read again below
-        intake.shown.clear()
-        if intake.log is not None:
-            intake.log.seek(0)
-            intake.log.truncate()
-    rows = annotate_stream(comparisons(), annotator, cache, intake)
+        asked = fill_cache(comparisons(Intake()), config.annotator, space, annotator, cache)
+        intake.counts[ASKED] += asked
+        intake.counts[FROM_CACHE] -= asked
+    rows = annotate_stream(comparisons(intake), annotator, cache, intake)
     yield from tqdm(rows, desc="annotate", unit=" comparisons", disable=None, dynamic_ncols=True)
 
 
@@ -210,17 +221,22 @@ class TripletMaker:
         self.tables["responses"].write(split, row)
 
 
-def annotator_account(annotator: Annotator) -> dict[str, Any] | None:
-    """What a chat annotator was asked in this run and what it cost; None for others."""
+def run_record(intake: Intake, annotator: Annotator, cache: AnnotationCache) -> dict[str, Any]:
+    """How the answers came about, which differs between an unbroken run and a continued one:
+    counts and the annotator's account of this run, and what the raw log holds of all runs.
+    """
+    counts = {name: intake.counts[name] for name in ANSWER_COUNTS}
     chat = getattr(annotator, "chat", None)
-    return None if chat is None else chat.account.record()
+    account = None if chat is None else chat.account.record()
+    return {"answers": counts, "account": account, "all_runs": cache.raw_totals()}
 
 
 def sorted_counts(intake: Intake) -> dict[str, int]:
     """The intake's counts: what was read and kept first, then what was not."""
     first = ("rows", "comparisons read", "comparisons annotated")
     counts = {name: intake.counts[name] for name in first}
-    return counts | {k: intake.counts[k] for k in sorted(intake.counts) if k not in counts}
+    others = sorted(set(intake.counts) - set(counts) - set(ANSWER_COUNTS))
+    return counts | {name: intake.counts[name] for name in others if intake.counts[name]}
 
 
 def publish(work: Path, out: Path) -> None:

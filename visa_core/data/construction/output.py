@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visa_core.data.schema import DataError
+from visa_core.data.schema import DataError, describe_rejected, numbered_lines, parse_object
+from visa_core.types import Rejected
 
 SPLITS = ("train", "validation", "test")
 ROWS = 2048
@@ -71,6 +73,36 @@ class SplitTables:
         for table in self.tables.values():
             table.close()
         return {split: table.rows for split, table in self.tables.items()}
+
+
+def refresh(folder: Path) -> dict[str, int]:
+    """Write a table's Parquet files anew from its JSON lines, each aside and renamed; rows by
+    split. Raises DataError for a line that is no object.
+    """
+    counts = {}
+    for split in SPLITS:
+        lines, parquet = folder / f"{split}.jsonl", folder / f"{split}.parquet"
+        counts[split] = 0
+        if not lines.is_file():
+            parquet.unlink(missing_ok=True)
+            continue
+        table = TwoFormats(folder, f".{split}.writing")
+        undecoded: list[Rejected] = []
+        for line, text in numbered_lines(lines, undecoded):
+            try:
+                table.write(parse_object(text))
+            except ValueError as error:
+                raise DataError(f"{lines}:{line}: {error}") from None
+        if undecoded:
+            raise DataError(describe_rejected(undecoded[0]))
+        table.close()
+        counts[split] = table.rows
+        if table.rows:
+            os.replace(folder / f".{split}.writing.parquet", parquet)
+            (folder / f".{split}.writing.jsonl").unlink()
+        else:
+            parquet.unlink(missing_ok=True)
+    return counts
 
 
 def pyarrow() -> tuple[Any, Any]:

@@ -83,7 +83,9 @@ def draw_sizes(record: Mapping[str, Any], space: ValueSpace, path: Path) -> Path
     plain_axes(left, "Edits by size", "|shift| of a touched value", "share of edits")
     sizes = {float(size): n for size, n in record["edits_by_size"].items()}
     total = max(1, sum(sizes.values()))
-    left.bar([f"{size:g}" for size in sizes], [n / total for n in sizes.values()], color=COLOURS[0])
+    shares = [n / total for n in sizes.values()]
+    left.bar(list(sizes), shares, width=0.4, color=COLOURS[0])
+    left.set_xticks(list(sizes))
     plain_axes(right, "Values left alone", "share of triplets", "")
     right.barh(range(space.size), list(record["untouched"].values()), color=COLOURS[2])
     right.axvline(record["untouched_mean"], color=GREY, linestyle="--", linewidth=1)

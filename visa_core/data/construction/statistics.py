@@ -26,8 +26,8 @@ class Statistics:
         self.space = space
         self.levels = np.zeros((space.size, len(LEVELS)), np.int64)
         self.shifts = np.zeros((space.size, len(SHIFTS)), np.int64)
-        self.vectors: set[Levels] = set()
-        self.shift_vectors: set[Levels] = set()
+        self.vectors: set[bytes] = set()
+        self.shift_vectors: set[bytes] = set()
         self.touched = np.zeros(space.size + 1, np.int64)
         self.triplets = 0
         self._each = np.arange(space.size)
@@ -37,8 +37,8 @@ class Statistics:
         shift = tuple(b - a for a, b in zip(source, target, strict=True))
         self.levels[self._each, np.array(target) + 2] += 1
         self.shifts[self._each, np.array(shift) + 4] += 1
-        self.vectors.add(target)
-        self.shift_vectors.add(shift)
+        self.vectors.add(bytes(level + 2 for level in target))
+        self.shift_vectors.add(bytes(step + 4 for step in shift))
         self.touched[sum(map(bool, shift))] += 1
         self.triplets += 1
 
