@@ -34,7 +34,5 @@ def make_engine(
     if name == "vllm":
         from visa_core.rollout.colocated.engine import VLLMEngine
 
-        return VLLMEngine(
-            model, stop_ids, vllm, max_length=max_length, keeps_storage=keeps_storage
-        )
+        return VLLMEngine(model, stop_ids, vllm, max_length=max_length, keeps_storage=keeps_storage)
     raise ValueError(f"--engine must be one of {', '.join(ENGINES)}, got {name!r}")

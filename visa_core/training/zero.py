@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO under the learner's interface: optimizer, gradients, weights shared out over ranks.
+"""DeepSpeed ZeRO behind the learner: optimizer, gradients and weights shared out over ranks.
 
 DeepSpeed does the sharing and the updates; this module gives it torch's AdamW and our schedule,
 and turns its mean over ranks into the sum that our losses need. Checkpoints are ours: tensors by
@@ -147,7 +147,9 @@ class ZeroLearner:
         return numel * parameter.element_size()
 
     @contextmanager
-    def _gathered(self, parameters: list[nn.Parameter], writer: int | None = None) -> Iterator[None]:
+    def _gathered(
+        self, parameters: list[nn.Parameter], writer: int | None = None
+    ) -> Iterator[None]:
         if self.stage < 3:
             yield
             return
