@@ -23,6 +23,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, arg, subcommand
 
 from visa_core import config as settings
 from visa_core.commands import (
+    bench_options,
     capability_options,
     data_options,
     human_options,
@@ -75,6 +76,17 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Compare methods of rewriting over models and seeds; make the tables anew."""
+
+    what: Annotated[
+        Annotated[bench_options.BenchMethodsOptions, _named("methods")]
+        | Annotated[bench_options.BenchTablesOptions, _named("tables")],
+        arg(name=""),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Extend:
     """Add value dimensions to a trained system without losing the old ones."""
 
@@ -118,6 +130,7 @@ Command = (
     | Annotated[value_options.ValuesOptions, _named("values")]
     | Annotated[value_options.DriftOptions, _named("drift")]
     | Annotated[capability_options.CapabilityOptions, _named("capability")]
+    | Annotated[Bench, _named("bench")]
     | Annotated[Human, _named("human")]
     | Annotated[Data, _named("data")]
     | Annotated[AdaptiveConfig, _named("search")]
@@ -207,6 +220,10 @@ def run(command: Any) -> int:
         return rewrite.run(command)
     if isinstance(command, AdaptiveConfig):
         return search(command)
+    if isinstance(command, Bench):
+        from visa_core.commands import bench
+
+        return bench.run(command.what)
     if isinstance(command, Human):
         from visa_core.commands import human
 

@@ -60,7 +60,7 @@ def to_markdown(summaries: Summaries, columns: Sequence[tuple[str, str]] = LEARN
     rows = [
         [name, *(_cell(summary, key) for key, _ in columns)] for name, summary in summaries.items()
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def dimension_markdown(summaries: Summaries, names: Sequence[str]) -> str:
@@ -69,7 +69,7 @@ def dimension_markdown(summaries: Summaries, names: Sequence[str]) -> str:
     for name, summary in summaries.items():
         errors = summary["mad_per_dimension"]
         rows.append([name, *(f"{errors[value]:.3f}" for value in names), f"{summary['mad']:.3f}"])
-    return _table(["method", *names, "MAD"], rows)
+    return markdown_table(["method", *names, "MAD"], rows)
 
 
 def _cell(summary: Mapping[str, Any], key: str) -> str:
@@ -83,6 +83,7 @@ def _cell(summary: Mapping[str, Any], key: str) -> str:
     return f"{value:.1f}" if key.startswith("length") else f"{value:.3f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,0 +1,1 @@
+"""Rewriting by prompting alone: texts that anyone can edit, for any chat model."""

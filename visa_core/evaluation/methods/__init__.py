@@ -1,0 +1,1 @@
+"""Methods beside each other, over models and seeds: every rewrite kept, then tables and figures."""
