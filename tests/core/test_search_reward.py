@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,30 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.core.test_pairwise import small_set
+from visa_core.config.values import ProtocolConfig
 from visa_core.data.embedded import sums, truth
+from visa_core.endpoints.chat import ChatRequest, EmbeddedChat
+from visa_core.endpoints.local import LocalChat
 from visa_core.evaluation.capability.mmlu import Item, Subject, evaluate_mmlu
 from visa_core.evaluation.capability.scorer import AnswerScorer
+from visa_core.evaluation.drift import Readings, drift, judged_readings
+from visa_core.evaluation.journal import Journal
+from visa_core.evaluation.pairwise.protocol import Asked, run_protocol
+from visa_core.evaluation.pairwise.questions import QuestionSet, load_questions
+from visa_core.evaluation.pairwise.scoring import score
 from visa_core.models.detector import Detector
 from visa_core.models.rewriter import Rewriter
 from visa_core.search.adapters import CandidateAdapters
 from visa_core.search.candidates import Base, Candidates
+from visa_core.search.judged import JudgedDrift
 from visa_core.search.reward import ExactAnswers, MultipleChoice, ProfileDrift, Reward
 from visa_core.search.rewrites import CachedRewriter, Example, Rewrite, RewriteCache
 from visa_core.training.checkpoint import CheckpointError
 
 K = 3
 WORDS = [f"What is {a} plus {b} ? A. B. C. D. {a + b} Answer:" for a in range(20) for b in range(9)]
+PROTOCOL = ProtocolConfig(answers=1, temperature=0.0, max_tokens=8)
 QUESTIONS = ["What is 3 plus 4 ?", "What is 12 plus 1 and then 5 plus 2 ?", "plus ?"]
 
 
@@ -113,11 +125,11 @@ def test_reward_is_capability_less_weighted_drift(folder: Path) -> None:
     """Drift by hand from the detector's reading of the same answers."""
     many = candidates(folder)
     detector = Detector.create("builtin", texts=WORDS, max_length=64, hidden_size=16, layers=1)
-    drift = ProfileDrift(detector, QUESTIONS, max_tokens=6, seed=2)
+    read = ProfileDrift(detector, QUESTIONS, max_tokens=6, seed=2)
     plain = CandidateAdapters(many.base.model, 1)
-    reference = drift.set_reference(Candidates(many.base, plain))
+    reference = read.set_reference(Candidates(many.base, plain))
     able = ExactAnswers(QUESTIONS, [3, 8, 1], lambda n, text: len(text) > n, max_tokens=6)
-    records = Reward(able, drift, 2.5)(many)
+    records = Reward(able, read, 2.5)(many)
     texts = many.answers(QUESTIONS, max_tokens=6, temperature=0.7, seed=2)
     greedy = many.answers(QUESTIONS, max_tokens=6)
     for k, record in enumerate(records):
@@ -128,7 +140,38 @@ def test_reward_is_capability_less_weighted_drift(folder: Path) -> None:
         share = sum(len(t) > n for t, n in zip(greedy[k], (3, 8, 1), strict=True)) / 3
         assert record["capability"] == pytest.approx(share)
         assert record["reward"] == pytest.approx(share - 2.5 * expected, abs=1e-5)
-    assert drift(Candidates(many.base, plain))[0] == [0.0]
+    assert read(Candidates(many.base, plain))[0] == [0.0]
+
+
+def judged_alone(opened: Rewriter, judge: Asked, asked: QuestionSet, out: Path) -> Readings:
+    """Win rates of one model as `visa drift` reads them."""
+    tested = Asked(chat=LocalChat(opened, opened.engine(), "one"), identity=str(out))
+    with Journal(out / "a.jsonl") as answers, Journal(out / "v.jsonl") as verdicts:
+        outcome = run_protocol(tested, judge, asked, PROTOCOL, answers, verdicts)
+    return judged_readings(score(outcome, asked))
+
+
+def test_judged_drift_is_visa_drifts_of_merged_models(folder: Path, tmp_path: Path) -> None:
+    """Greedy, by a judge without sense that still tells any two texts apart."""
+
+    def by_checksum(request: ChatRequest) -> str:
+        first, second = request.messages[-1]["content"].split("Response 1:")[1].split("Response 2:")
+        first, second = (zlib.crc32(part.strip()[:20].encode()) for part in (first, second))
+        return "1" if first < second else "2"
+
+    judge = Asked(chat=EmbeddedChat(by_checksum), identity="checksum")
+    asked = load_questions(small_set(tmp_path, 9))
+    many = candidates(folder)
+    ours = JudgedDrift(judge, asked, PROTOCOL, tmp_path / "ours")
+    ours.set_reference(Candidates(many.base, CandidateAdapters(many.base.model, 1)))
+    drifts, _ = ours(many)
+    base = judged_alone(Rewriter.from_pretrained(folder), judge, asked, tmp_path / "base")
+    for k in range(K):
+        tuned = judged_alone(merged(folder, k), judge, asked, tmp_path / str(k))
+        assert drifts[k] == pytest.approx(drift(base, tuned)["drift"])
+    assert max(drifts) > 0 and len(set(drifts)) > 1
+    calls = judge.chat.account.calls
+    assert ours(many)[0] == drifts and judge.chat.account.calls == calls
 
 
 def test_texts_that_the_base_cannot_hold_are_told(small_system: Path) -> None:

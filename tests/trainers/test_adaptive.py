@@ -9,14 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.core.test_pairwise import small_set
 from tests.core.test_search_reward import WORDS
+from tests.http_server import ChatServer
 from visa_core import cli
 from visa_core.config.search import AdaptiveConfig, SearchConfig, UpdateConfig
+from visa_core.config.values import ProtocolConfig
+from visa_core.endpoints import ChatConfig
 from visa_trainers.adaptive import run
 
 SIZES = ["--train-rows", "6", "--capability-rows", "6", "--probe-rows", "4", "--seeds", "1"]
@@ -137,12 +143,21 @@ def test_killed_in_an_iteration_and_resumed(
     assert state.read_bytes() == (whole / "states" / "search-0.json").read_bytes()
 
 
+def by_checksum(body: dict) -> str:
+    """A judge without sense that still tells any two texts apart."""
+    first, second = body["messages"][-1]["content"].split("Response 1:")[1].split("Response 2:")
+    first, second = (zlib.crc32(part.strip()[:20].encode()) for part in (first, second))
+    return "1" if first < second else "2"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["mmlu", "math500"])
 def test_real_formats_end_to_end(
     small_system: Path, base: Path, tmp_path: Path, capability: str
 ) -> None:
-    """MATH-500 fine-tuning of any local folder; base and rewriter have different tokenizers."""
+    """MATH-500 fine-tuning of any local folder; base and rewriter have different tokenizers. One
+    drift is the detector's, the other a judge's behind an endpoint.
+    """
     math = write_math(tmp_path / "math.jsonl", 18)
     able = math if capability == "math500" else write_mmlu(tmp_path / "mmlu", 12)
     config = AdaptiveConfig(
@@ -161,8 +176,18 @@ def test_real_formats_end_to_end(
         probe_rows=3,
         device="cpu",
     )
-    record = json.loads(run(config).read_text())
+    with ChatServer(answer=by_checksum) as server:
+        if capability == "math500":
+            config = replace(
+                config,
+                drift="judged",
+                judge=ChatConfig(model="checksum", base_url=server.url),
+                protocol=ProtocolConfig(answers=1, max_tokens=6),
+                questions=small_set(tmp_path, 8),
+            )
+        record = json.loads(run(config).read_text())
     assert record["base_unchanged"] is True
+    assert ("judged by checksum" in record["what"]["drift"]) == (capability == "math500")
     sft = record["arms"][0]["sft"]
     assert sft["drift"] > 0 and 0 <= sft["capability"] <= 1
     assert all(0 <= r["cut"] <= 1 for e in record["searches"][0] for r in e["records"])
@@ -185,6 +210,19 @@ def test_wrong_options_are_told(
     assert "measured against the others" in refused(capsys, [*command, "--candidates", 1])
     assert "--embedded brings its own --base" in refused(capsys, [*command, "--base", tmp_path])
     assert "give --system, or --embedded" in refused(capsys, ["search"])
+    assert "--embedded reads profiles" in refused(capsys, [*command, "--drift", "judged"])
+    files = [
+        "search",
+        "--system",
+        "s",
+        "--base",
+        "b",
+        "--task",
+        "jsonl:t",
+        "--capability",
+        "mmlu:m",
+    ]
+    assert "--judge.model: give both" in refused(capsys, [*files, "--drift", "judged"])
     assert "--lr must be above 0" in refused(capsys, [*command, "--lr", "-1"])
 
 

@@ -14,6 +14,7 @@ import torch
 
 from visa_core.config.search import AdaptiveConfig, UpdateConfig, with_scenario
 from visa_core.data.embedded import sums
+from visa_core.evaluation.pairwise.models import public
 from visa_core.models.detector import Detector
 from visa_core.models.encoder import ModelFolderError
 from visa_core.models.rewriter import Rewriter
@@ -24,7 +25,7 @@ from visa_core.search.candidates import Base
 from visa_core.search.inner import InnerLoop, cut_share
 from visa_core.search.loop import RULE, History, search
 from visa_core.search.report import write_report
-from visa_core.search.reward import Capability, ExactAnswers, ProfileDrift, Reward
+from visa_core.search.reward import ExactAnswers, ProfileDrift, Reward
 from visa_core.search.rewrites import CachedRewriter, Example, RewriteCache, folder_identity
 from visa_core.training.checkpoint import write_file
 from visa_core.training.stage import report_set_aside
@@ -47,6 +48,8 @@ class Job:
     examples: list[Example]
     reward: Reward
     table: Reward
+    profile: ProfileDrift
+    """What reads the base's own profile, one of the targets that need no search."""
     names: list[str]
     """Values of the space, in order."""
     fingerprint: dict[str, Any]
@@ -88,12 +91,9 @@ def run(config: AdaptiveConfig) -> Path:
 
 
 def inner_loop(job: Job, config: AdaptiveConfig, seed: int) -> InnerLoop:
-    """The inner loop of one seed; reads the base's own profiles for it."""
-    rewards = []
-    for reward in (job.reward, job.table):
-        assert isinstance(reward.drift, ProfileDrift)
-        rewards.append(replace(reward, drift=reward.drift.with_seed(seed)))
-    loop = InnerLoop(job.base, job.rewriter, job.examples, config.update, rewards[0], seed)
+    """The inner loop of one seed; reads the base's own values for it."""
+    reward = replace(job.reward, drift=job.reward.drift.with_seed(seed))
+    loop = InnerLoop(job.base, job.rewriter, job.examples, config.update, reward, seed)
     loop.reward.drift.set_reference(loop.untrained())
     return loop
 
@@ -123,7 +123,8 @@ def end_models(
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["target"] == target:
             return saved
-    targets = np.stack([history.answer, 0 * history.answer, loop.reward.drift.reference.numpy()])
+    profile = job.profile.with_seed(seed).set_reference(loop.untrained()).numpy()
+    targets = np.stack([history.answer, 0 * history.answer, profile])
     rewrites = job.rewriter.rewrite(job.examples, targets)
     texts = [[e.response for e in job.examples], *([r.text for r in own] for own in rewrites)]
     final = replace(loop, update=final_update(config), reward=with_seed(job.table, seed))
@@ -166,7 +167,7 @@ def embedded_job(config: AdaptiveConfig) -> Job:
     task = sums.sums(config.train_rows, 0, sums.BIAS)
     examples = [Example(s.query, s.response, s.about) for s in task]
 
-    def reward(seed: int, rows: int, probes: int) -> Reward:
+    def reward(seed: int, rows: int, probes: int) -> tuple[Reward, ProfileDrift]:
         asked = sums.sums(rows, seed, sums.BIAS)
         able = ExactAnswers(
             [s.query for s in asked],
@@ -175,15 +176,18 @@ def embedded_job(config: AdaptiveConfig) -> Job:
             max_tokens=ANSWER_TOKENS,
             batch_size=128,
         )
-        return composed(config, able, detector, sums.probes(probes, seed + 1), ANSWER_TOKENS)
+        read = profile_drift(config, detector, sums.probes(probes, seed + 1), ANSWER_TOKENS)
+        return Reward(able, read, config.drift_weight), read
 
     rows, probes = config.capability_rows, config.probe_rows
+    searched, profile = reward(900, rows, probes)
     return Job(
         base,
         rewriter,
         examples,
-        reward(900, rows, probes),
-        reward(950, 2 * rows, 2 * probes),
+        searched,
+        reward(950, 2 * rows, 2 * probes)[0],
+        profile,
         list(rewriter.rewriter.space.names),
         fingerprint(config, base, rewriter),
     )
@@ -197,29 +201,30 @@ def real_job(config: AdaptiveConfig) -> Job:
     examples = tasks.read_task(config)
     searched, final = tasks.capabilities(config)
     probes, others = tasks.probe_questions(config)
+    judged = tasks.judged_drift(config)
     base, rewriter, detector = opened(config, config.base, config.system)
+    profile, other = (
+        profile_drift(config, detector, asked, config.max_tokens) for asked in (probes, others)
+    )
     kept, problems = rewriter.fitting(examples)
     report_set_aside(problems, len(examples))
     return Job(
         base,
         rewriter,
         fitting_base(base, kept),
-        composed(config, searched, detector, probes, config.max_tokens),
-        composed(config, final, detector, others, config.max_tokens),
+        Reward(searched, judged or profile, config.drift_weight),
+        Reward(final, judged or other, config.drift_weight),
+        profile,
         list(rewriter.rewriter.space.names),
         fingerprint(config, base, rewriter),
     )
 
 
-def composed(
-    config: AdaptiveConfig,
-    able: Capability,
-    detector: Detector,
-    probes: list[str],
-    max_tokens: int,
-) -> Reward:
-    """Capability less the weighted drift of the detector's profile."""
-    drift = ProfileDrift(
+def profile_drift(
+    config: AdaptiveConfig, detector: Detector, probes: list[str], max_tokens: int
+) -> ProfileDrift:
+    """Drift of the detector's profile over these questions, by the settings."""
+    return ProfileDrift(
         detector,
         probes,
         max_tokens=max_tokens,
@@ -227,7 +232,6 @@ def composed(
         samples=config.probe_samples,
         batch_size=128,
     )
-    return Reward(able, drift, config.drift_weight)
 
 
 def opened(
@@ -276,7 +280,7 @@ def fitting_base(base: Base, examples: list[Example]) -> list[Example]:
 
 def fingerprint(config: AdaptiveConfig, base: Base, rewriter: CachedRewriter) -> dict[str, Any]:
     """What a saved search depends on besides its own settings."""
-    record = asdict(config)
+    record = asdict(config) | {"judge": public(config.judge)}
     for name in ("out", "search", "seeds", "final_steps", "device", "engine", "system", "base"):
         record.pop(name)
     return record | {"base": weights_digest(base.model), "rewriter": rewriter.identity}
@@ -288,10 +292,18 @@ def described(config: AdaptiveConfig) -> dict[str, str]:
         able = "share of questions with both sums right, greedy, on questions of its own"
     else:
         able = f"{config.capability}, the half that the search has not seen"
+    drift = (
+        "mean absolute change of the detector's profile over probe questions, against the base's; "
+        "a fast proxy for the judged protocol of `visa drift`"
+    )
+    if config.drift == "judged":
+        drift = (
+            "mean absolute change of win rates against default answers, judged by "
+            f"{config.judge.model}; the table has other answers to the search's questions"
+        )
     return {
         "capability": able,
-        "drift": "mean absolute change of the detector's profile over probe questions, against "
-        "the base's; a fast proxy for the judged protocol of `visa drift`",
+        "drift": drift,
         "training": f"LoRA of rank {config.update.rank}, {final_update(config).steps} steps, the "
         "same for plain fine-tuning and for rewrites",
     }

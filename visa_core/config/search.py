@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+
+from visa_core.config.values import ProtocolConfig
+from visa_core.endpoints.config import ChatConfig
 
 StrategyName = Literal["gaussian", "cma", "random"]
 
@@ -135,8 +138,18 @@ class AdaptiveConfig:
     """What it is fine-tuned on: math500:FILE, or jsonl:FILE with "query" and "response"."""
     capability: str | None = None
     """What it must do well: mmlu:FOLDER, or math500:FILE (problems beyond the training ones)."""
+    drift: Literal["profile", "judged"] = "profile"
+    """profile: how far the detector's profile over probe questions moved, a fast proxy. judged: win
+    rates against default answers, as `visa drift` has them."""
     probes: Path | None = None
-    """Questions that read its values, a line each; without it, those of `visa values`."""
+    """Questions that read its profile, a line each; without it, those of `visa values`."""
+    judge: ChatConfig = field(default_factory=ChatConfig)
+    """The model that compares answers with default ones, for --drift judged. --judge.model embedded
+    is a word count for dry runs, no judge."""
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    """How is asked and judged, for --drift judged; --protocol.seed has no effect here."""
+    questions: Path | None = None
+    """Another question set for --drift judged, as in `visa values`."""
     seeds: int = 3
     """Independent searches and final trainings, from `search.seed` on."""
     search: Annotated[SearchConfig, arg(name="")] = SearchConfig()
@@ -177,10 +190,14 @@ class AdaptiveConfig:
             for name in ("base", "task", "capability", "probes"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--embedded brings its own --{name}: leave it out")
+            if self.drift != "profile":
+                raise ValueError("--embedded reads profiles: leave --drift out")
         else:
             for name in ("system", "base", "task", "capability"):
                 if getattr(self, name) is None:
                     raise ValueError(f"give --{name}, or --embedded for the scenario without files")
+        if (self.drift == "judged") != bool(self.judge.model):
+            raise ValueError("--drift judged and --judge.model: give both or none")
         for name in (
             "seeds", "train_rows", "capability_rows", "max_tokens", "probe_rows", "probe_samples",
         ):  # fmt: skip

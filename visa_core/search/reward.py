@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -30,6 +30,14 @@ class Drift(Protocol):
     """
 
     def __call__(self, candidates: Candidates) -> tuple[list[float], list[dict[str, Any]]]: ...
+
+    def with_seed(self, seed: int) -> Self:
+        """The same measure with answers drawn by another seed, its reference to be set."""
+        ...
+
+    def set_reference(self, base: Candidates) -> Any:
+        """Read the base: one candidate without any training."""
+        ...
 
 
 class ExactAnswers:

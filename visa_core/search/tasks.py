@@ -11,7 +11,9 @@ from visa_core.config.search import AdaptiveConfig
 from visa_core.data.schema import DataError, check_text, numbered_lines
 from visa_core.evaluation.capability.math500 import TASK, read_problems
 from visa_core.evaluation.capability.mmlu import Subject, read_subjects, shuffled
-from visa_core.evaluation.pairwise.questions import load_questions
+from visa_core.evaluation.pairwise.models import open_asked
+from visa_core.evaluation.pairwise.questions import QUESTIONS, load_questions
+from visa_core.search.judged import JudgedDrift
 from visa_core.search.reward import Capability, MultipleChoice, math_answers
 from visa_core.search.rewrites import Example
 from visa_core.types import Rejected
@@ -90,6 +92,17 @@ def probe_questions(config: AdaptiveConfig) -> tuple[list[str], list[str]]:
     if len(asked) < 2:
         raise ValueError(f"{config.probes}: give at least two probe questions, a line each")
     return asked[::2][: config.probe_rows], asked[1::2][: config.probe_rows]
+
+
+def judged_drift(config: AdaptiveConfig) -> JudgedDrift | None:
+    """Drift by win rates where --drift judged asks for it; answers and verdicts lie in OUT/judged.
+
+    Raises what `open_asked` and `load_questions` do.
+    """
+    if config.drift != "judged":
+        return None
+    questions = load_questions(config.questions or QUESTIONS)
+    return JudgedDrift(open_asked(config.judge), questions, config.protocol, config.out / "judged")
 
 
 def _halves(subjects: Sequence[Subject], count: int) -> tuple[list[Subject], list[Subject]]:
