@@ -273,3 +273,14 @@ def test_bad_options_are_told(
 
 def test_rows_are_plain_data() -> None:
     assert json.loads(json.dumps(asdict(row("a", "p", "s", 0.5))))["values"][0] == 0.5
+
+
+def test_systems_of_other_values_are_kept_apart(
+    system: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    kept = tmp_path / "space.json"
+    replace(SCHWARTZ, name="mine", dimensions=SCHWARTZ.dimensions[:3], axes=()).save(kept)
+    assert cli.main(bench(system, tmp_path)) == 2
+    assert f"{system} has other values than {kept}" in capsys.readouterr().err
+    assert cli.main(["bench", "tables", "--out", str(tmp_path / "no")]) == 2
+    assert "`visa bench methods` writes it" in capsys.readouterr().err

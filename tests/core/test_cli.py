@@ -341,8 +341,8 @@ def test_quickstart_hands_its_options_on(
         return tmp_path / "report.json"
 
     monkeypatch.setattr(quickstart, "run", run)
-    assert visa("quickstart", "--out", tmp_path, "--seed", "3", "--smoke") == 0
-    assert seen == [quickstart.QuickstartConfig(out=tmp_path, seed=3, smoke=True)]
+    assert visa("quickstart", "--out", tmp_path, "--seed", "3", "--smoke", "--baselines") == 0
+    assert seen == [quickstart.QuickstartConfig(out=tmp_path, seed=3, smoke=True, baselines=True)]
     out = capsys.readouterr().out
     assert "| copy | 3 | 1.000 ± 0.000 |" in out and "warning: copy: odd" in out
     for name in ("report.md", "report.json", "tradeoff.png"):

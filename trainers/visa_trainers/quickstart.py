@@ -30,7 +30,12 @@ from visa_core.training.run import RunFinished, epoch_order
 from visa_core.training.targets import predicted_targets, recorded_targets
 from visa_core.types import RewriteExample
 from visa_core.values import SCHWARTZ
-from visa_trainers import detector, grpo, nli, recipe, sft, translator
+from visa_trainers import detector, dpo, grpo, nli, recipe, sft, simpo, translator
+
+REWRITERS = {"vanilla": "base", "sft": "sft", "dpo": "dpo", "simpo": "simpo", "grpo": "grpo"}
+"""Folders of the rewriters by method."""
+BASELINES = ("dpo", "simpo")
+"""Those that are trained on demand."""
 
 log = logging.getLogger("visa_trainers.quickstart")
 
@@ -44,7 +49,10 @@ class QuickstartConfig:
     seed: int = 0
     """Seed of everything."""
     smoke: bool = False
-    """A run of seconds that only shows that every part works."""
+    """A short run that only shows that every part works."""
+    baselines: bool = False
+    """Train by DPO and SimPO too, from the same SFT model and with the same reward as GRPO. Can be
+    added to a finished run."""
 
 
 def run(config: QuickstartConfig) -> Path:
@@ -68,14 +76,18 @@ def run(config: QuickstartConfig) -> Path:
     job.stage("base", sft.train, recipe.base(data, out / "init", out / "base", sizes, seed))
     job.stage("sft", sft.train, recipe.sft(data, out / "base", out / "sft", sizes, seed))
     job.stage("grpo", grpo.train, recipe.grpo(data, out, out / "sft", out / "grpo", sizes, seed))
+    if config.baselines:
+        job.stage("dpo", dpo.train, recipe.dpo(data, out, out / "sft", out / "dpo", sizes, seed))
+        settings = recipe.simpo(data, out, out / "sft", out / "simpo", sizes, seed)
+        job.stage("simpo", simpo.train, settings)
     write_system(out, rewriter="grpo")
     with job.timed("evaluation"):
-        evaluation = evaluate_all(out, seed)
+        evaluation = evaluate_all(out, seed, config.baselines)
     return write_report(
         out,
         evaluation,
         timing=job.seconds,
-        config=record | {"recipe": recipe.described(data, out, sizes, seed)},
+        config=record | {"recipe": recipe.described(data, out, sizes, seed, config.baselines)},
         curves={"grpo": out / "grpo" / "metrics.jsonl"},
     )
 
@@ -123,6 +135,7 @@ def write_data(folder: Path, sizes: recipe.Sizes, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seeds = {name: 10 * seed + i for i, name in enumerate(("train", "reinforce", "held_out"))}
     tasks = embedded.rewrites(sizes.tasks, seeds["reinforce"])
+    tasks = [replace(t, reference=None, target=None, values=None) for t in tasks]
     sets = {
         "dialogues": embedded.dialogues(sizes.dialogues, seeds["train"]),
         "instructions": embedded.rewrites(sizes.instructions, seeds["train"] + 5),
@@ -133,7 +146,8 @@ def write_data(folder: Path, sizes: recipe.Sizes, seed: int) -> None:
             seed,
         ),
         "triplets": embedded.rewrites(sizes.triplets, seeds["train"], embedded.ReferenceNoise()),
-        "tasks": [replace(t, reference=None, target=None, values=None) for t in tasks],
+        "tasks": tasks,
+        Path(recipe.PAIR_TASKS).stem: tasks[: recipe.pair_tasks(sizes)],
         "preferences": embedded.preferences(sizes.preferences, seeds["train"]),
         "held_out": embedded.rewrites(sizes.held_out, seeds["held_out"]),
     }
@@ -157,9 +171,9 @@ def start_model(data: Path, seed: int) -> Rewriter:
     return Rewriter.small(texts, **recipe.MODEL, seed=seed)
 
 
-def evaluate_all(out: Path, seed: int) -> Evaluation:
-    """Vanilla, SFT and GRPO on the held-out prompts, sampled and greedy, towards the targets a
-    user would get.
+def evaluate_all(out: Path, seed: int, baselines: bool = False) -> Evaluation:
+    """All rewriters on the held-out prompts, sampled and greedy, towards the targets a user would
+    get.
     """
     examples = read_jsonl_strict(out / "data" / "held_out.jsonl", RewriteExample)
     detects = Detector.from_pretrained(out / "detector")
@@ -167,7 +181,9 @@ def evaluate_all(out: Path, seed: int) -> Evaluation:
         examples, detects, Translator.from_pretrained(out / "translator"), SCHWARTZ
     )
     methods = {}
-    for name, folder in (("vanilla", "base"), ("sft", "sft"), ("grpo", "grpo")):
+    for name, folder in REWRITERS.items():
+        if name in BASELINES and not baselines:
+            continue
         rewriter = Rewriter.from_pretrained(out / folder)
         for suffix, temperature in (("", recipe.TEMPERATURE), ("_greedy", 0.0)):
             methods[name + suffix] = rewriter.rewrite(

@@ -10,12 +10,15 @@ from typing import Any
 
 from visa_core.config import (
     DetectorConfig,
+    DPOConfig,
     GRPOConfig,
     NLIConfig,
     RewardConfig,
     SFTConfig,
+    SimPOConfig,
     TranslatorConfig,
 )
+from visa_core.training.preference_pairs import PAIR_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,18 @@ MODEL = {
 
 TEMPERATURE = 0.7
 """Of sampling in GRPO and in the evaluation; greedy is reported beside it."""
+
+REWARD = RewardConfig(distance_weight=0.3, repetition_weight=4.0, batch_size=128)
+"""What GRPO is paid for, and what ranks the pairs of DPO and SimPO."""
+
+GROUP = 8
+"""Rewrites sampled a prompt, in GRPO and for ranked pairs."""
+
+STEP_PROMPTS = 16
+"""Prompts of a GRPO step."""
+
+PAIR_TASKS = "pair_tasks.jsonl"
+"""The tasks that pairs are made of."""
 
 REWRITER: dict[str, Any] = {
     "template": "compact",
@@ -154,20 +169,68 @@ def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: i
         detector=system / "detector",
         translator=system / "translator",
         fact_analyzer=system / "fact_analyzer",
-        batch_size=128,
+        batch_size=STEP_PROMPTS * GROUP,
         accumulation=1,
-        group_size=8,
+        group_size=GROUP,
         steps=sizes.grpo_steps,
         lr=1.5e-3,
         temperature=TEMPERATURE,
         loss_type="dr_grpo",
         advantage_scale="batch",
-        reward=RewardConfig(distance_weight=0.3, repetition_weight=4.0, batch_size=128),
+        reward=REWARD,
         **REWRITER,
     )
 
 
-def described(data: Path, out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
+def dpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> DPOConfig:
+    """Best against worst of eight samples by GRPO's own reward: as many prompts, completions and
+    scores as GRPO has, drawn once from the SFT model instead of on-policy.
+    """
+    return DPOConfig(
+        model=model,
+        data=(f"jsonl:{data / PAIR_TASKS}",),
+        out=out,
+        seed=seed,
+        pairs="ranked",
+        samples=GROUP,
+        temperature=TEMPERATURE,
+        detector=system / "detector",
+        translator=system / "translator",
+        fact_analyzer=system / "fact_analyzer",
+        reward=REWARD,
+        batch_size=32,
+        epochs=3,
+        lr=1e-3,
+        beta=0.1,
+        **REWRITER,
+    )
+
+
+def simpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> SimPOConfig:
+    """On the pairs that DPO made."""
+    return SimPOConfig(
+        model=model,
+        data=(f"jsonl:{data / PAIR_TASKS}",),
+        pair_file=system / "dpo" / PAIR_FILE,
+        out=out,
+        seed=seed,
+        batch_size=32,
+        epochs=3,
+        lr=1e-3,
+        beta=2.0,
+        gamma=1.0,
+        **REWRITER,
+    )
+
+
+def pair_tasks(sizes: Sizes) -> int:
+    """How many tasks pairs are made of: as many as GRPO sees."""
+    return min(sizes.tasks, STEP_PROMPTS * sizes.grpo_steps)
+
+
+def described(
+    data: Path, out: Path, sizes: Sizes, seed: int, baselines: bool = False
+) -> dict[str, Any]:
     """Settings of every stage, for the report."""
     stages = {
         "detector": detector(data, out / "detector", sizes, seed),
@@ -177,4 +240,9 @@ def described(data: Path, out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
         "sft": sft(data, out / "base", out / "sft", sizes, seed),
         "grpo": grpo(data, out, out / "sft", out / "grpo", sizes, seed),
     }
+    if baselines:
+        stages |= {
+            "dpo": dpo(data, out, out / "sft", out / "dpo", sizes, seed),
+            "simpo": simpo(data, out, out / "sft", out / "simpo", sizes, seed),
+        }
     return {name: asdict(settings) for name, settings in stages.items()} | {"model": MODEL}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -36,9 +37,9 @@ from visa_core.training.supervised import pick_device
 from visa_core.training.targets import predicted_targets, recorded_targets
 from visa_core.types import RewriteExample
 from visa_core.value_space import ValueSpace
-from visa_core.values import SCHWARTZ
 
 ROWS = "rows.jsonl"
+SPACE = "space.json"
 QUICKSTART = "quickstart.json"
 
 log = logging.getLogger("visa_core.commands")
@@ -46,24 +47,42 @@ log = logging.getLogger("visa_core.commands")
 
 def run(options: BenchTablesOptions) -> int:
     """Sample and score what is missing, where asked for; then write and print the tables."""
-    path, space = options.out / ROWS, SCHWARTZ
+    path = options.out / ROWS
     if isinstance(options, BenchMethodsOptions):
         chat = open_chat(options.chat) if options.prompting else None
         with Journal(path) as journal:
+            keep_space(options)
             for folder in options.systems:
-                space = bench_system(folder, options, journal, chat)
-    elif not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `visa bench methods` writes it")
+                bench_system(folder, options, journal, chat)
+    for needed in (path, options.out / SPACE):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: no such file; `visa bench methods` writes it")
     rows = read_rows(read_journal(path)[0].values(), path)
-    record = write_tables(rows, space, options)
+    record = write_tables(rows, ValueSpace.from_file(options.out / SPACE), options)
     print(tables.to_json(record) if options.json else _shown(record, options.out))
     return 0
 
 
+def keep_space(options: BenchMethodsOptions) -> None:
+    """Leave the systems' value space in the folder. Raises ValueError where a system's is another
+    than the first one's, or than that of the rows that are there.
+    """
+    kept = options.out / SPACE
+    spaces = [read_system(folder)["space"] for folder in options.systems]
+    first = ValueSpace.from_file(kept) if kept.is_file() else spaces[0]
+    for folder, space in zip(options.systems, spaces, strict=True):
+        if space != first:
+            other = kept if kept.is_file() else options.systems[0]
+            raise ValueError(
+                f"{folder} has other values than {other}: compare it in an --out of its own"
+            )
+    first.save(kept)
+
+
 def bench_system(
     folder: Path, options: BenchMethodsOptions, journal: Journal, chat: ChatModel | None
-) -> ValueSpace:
-    """Rows of every method on one system's prompts; the system's value space."""
+) -> None:
+    """Rows of every method on one system's prompts."""
     record, device = read_system(folder), pick_device(options.device)
     prompts = load_prompts(folder, record, options, device)
     about = weights_identity(record["detector"], record["fact_analyzer"])
@@ -87,7 +106,6 @@ def bench_system(
                 seed=options.seed,
                 batch_size=options.batch_size,
             )
-    return record["space"]
 
 
 def load_prompts(
@@ -190,8 +208,6 @@ def _load_rewriter(folder: Path, device: torch.device) -> Rewriter:
 
 def size_of(folder: Path) -> tuple[str, int]:
     """Model type and number of parameters, read off the files' headers; tied weights count once."""
-    import json
-
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     count = 0
     for path in folder.glob("*.safetensors"):

@@ -19,6 +19,9 @@ class QuickstartOptions:
     """Seed of everything."""
     smoke: bool = False
     """A short run that only shows that every part works."""
+    baselines: bool = False
+    """Train by DPO and SimPO too, from the same SFT model and with the same reward as GRPO. Can be
+    added to a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
