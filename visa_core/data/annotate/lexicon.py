@@ -46,12 +46,12 @@ class LexiconAnnotator:
         words = json.loads(text)
         digest = hashlib.blake2b(digest_size=6)
         digest.update(f"{text}{json.dumps(space.to_dict())}".encode())
-        self.name = f"lexicon-1-{digest.hexdigest()}"
+        self.name = f"lexicon-2-{digest.hexdigest()}"
         self.negators = frozenset(words["negators"])
         self.intensifiers = frozenset(words["intensifiers"])
         self._exact: dict[str, list[tuple[int, int]]] = {}
         self._prefixes: list[tuple[str, tuple[int, int]]] = []
-        self._pairs: dict[str, str] = {}
+        self._phrases: dict[str, list[tuple[list[str], tuple[int, int]]]] = {}
         self._fill(words)
         self._known: dict[str, tuple[tuple[int, int], ...]] = {}
         self._net = lru_cache(maxsize=8192)(self.net)
@@ -76,10 +76,9 @@ class LexiconAnnotator:
                     of_chosen[k] = _stronger(of_chosen[k], _level(a, 2))
                 if b:
                     of_rejected[k] = _stronger(of_rejected[k], _level(b, 2))
-                if a or b:
-                    direction = 1 if (a - b) > 0 else -1
+                if a != b:
                     of_chosen[k], of_rejected[k] = _apart(
-                        of_chosen[k], of_rejected[k], direction, bool(a)
+                        of_chosen[k], of_rejected[k], 1 if a > b else -1, bool(a)
                     )
         return tuple(of_chosen), tuple(of_rejected)
 
@@ -104,19 +103,34 @@ class LexiconAnnotator:
         return tuple(nets[0]), tuple(nets[1])
 
     def _hits(self, text: str) -> Iterator[tuple[int, float]]:
+        """(value, +1 or -1) of each value word; a phrase's own words do not count beside it."""
         words = TOKEN.findall(text.lower())
-        negated_until = -1
-        known, pairs = self._known, self._pairs
+        negated_until = phrase_until = -1
+        known, phrases = self._known, self._phrases
         for at, word in enumerate(words):
             if word in self.negators:
                 negated_until = at + NEGATED_WITHIN
+            if at <= phrase_until:
+                continue
             found = known.get(word)
             if found is None:
                 found = self._look_up(word)
-            if word in pairs and at + 1 < len(words):
-                found = (*found, *self._exact.get(f"{word} {words[at + 1]}", ()))
+            if word in phrases:
+                length, in_phrase = self._phrase(words, at)
+                if length:
+                    found, phrase_until = in_phrase, at + length - 1
             for k, sign in found:
                 yield k, float(-sign if at <= negated_until else sign)
+
+    def _phrase(self, words: list[str], at: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Words of the longest phrase that begins here, and what it stands for; 0 without one."""
+        best, found = 0, []
+        for phrase, meaning in self._phrases[words[at]]:
+            if len(phrase) < best or not _begins(phrase, words[at : at + len(phrase)]):
+                continue
+            found = [*found, meaning] if len(phrase) == best else [meaning]
+            best = len(phrase)
+        return best, tuple(found)
 
     def _look_up(self, word: str) -> tuple[tuple[int, int], ...]:
         found = set(self._exact.get(word, ()))
@@ -147,13 +161,21 @@ class LexiconAnnotator:
         if entry.endswith("*") and " " not in entry:
             self._prefixes.append((entry[:-1], meaning))
             return
-        entry = entry.rstrip("*")
-        first, space, _ = entry.partition(" ")
-        if space:
-            self._pairs[first] = entry
+        words = entry.split()
+        if len(words) > 1:
+            self._phrases.setdefault(words[0], []).append((words, meaning))
+            return
         known = self._exact.setdefault(entry, [])
         if meaning not in known:
             known.append(meaning)
+
+
+def _begins(phrase: list[str], words: list[str]) -> bool:
+    """Whether the words are the phrase; a last word with * stands for all that begin with it."""
+    if len(words) < len(phrase) or words[:-1] != phrase[:-1]:
+        return False
+    last = phrase[-1]
+    return words[-1].startswith(last[:-1]) if last.endswith("*") else words[-1] == last
 
 
 def _level(net: float, strong: float) -> int:
@@ -173,12 +195,10 @@ def _apart(chosen: int, rejected: int, direction: int, about_chosen: bool) -> tu
     """Both levels with the explanation's order: the chosen one above (direction 1) or below the
     rejected one by at least a half step, the one that was spoken of staying where it is.
     """
-    gap = direction * (chosen - rejected)
-    if gap >= 1:
+    if direction * (chosen - rejected) >= 1:
         return chosen, rejected
     if about_chosen:
-        rejected = chosen - direction
-    else:
-        chosen = rejected + direction
-    bounded = max(-2, min(2, chosen)), max(-2, min(2, rejected))
-    return bounded
+        rejected = max(-2, min(2, chosen - direction))
+        return (chosen, rejected) if rejected != chosen else (rejected + direction, rejected)
+    chosen = max(-2, min(2, rejected + direction))
+    return (chosen, rejected) if rejected != chosen else (chosen, chosen - direction)

@@ -87,7 +87,7 @@ class BuildConfig:
 
     data: tuple[str, ...]
     """Preferences, one or more of ca:PATH (Community Alignment: CSV, Parquet or a `datasets`
-    folder), hh:PATH, jsonl:PATH[,FIELD=KEY ...]."""
+    folder), hh:PATH, jsonl:PATH[,FIELD=KEY ...], embedded[:PROMPTS[,SEED]] (needs no file)."""
     out: Path
     """Folder for everything; given again after a kill, the run goes on with what was answered."""
     languages: tuple[str, ...] = ()

@@ -35,9 +35,8 @@ def draw_levels(record: Mapping[str, Any], space: ValueSpace, path: Path) -> Pat
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     left = np.zeros(space.size)
     for i, level in enumerate(LEVELS):
-        axis.barh(
-            range(space.size), shares[:, i], left=left, color=LEVEL_COLOURS[i], label=f"{level:+g}"
-        )
+        label = f"{level:+g}" if level else "0"
+        axis.barh(range(space.size), shares[:, i], left=left, color=LEVEL_COLOURS[i], label=label)
         left += shares[:, i]
     _value_axis(axis, space)
     axis.set_xlim(0, 1)

@@ -1,4 +1,5 @@
-"""Comparisons by specification: `ca:PATH`, `hh:PATH` and `jsonl:PATH[,FIELD=KEY ...]`.
+"""Comparisons by specification: `ca:PATH`, `hh:PATH`, `jsonl:PATH[,FIELD=KEY ...]`, and
+`embedded[:PROMPTS[,SEED]]`, which needs no file.
 
 JSON lines need `prompt`, `chosen` and `rejected`, and may have `explanation`, `id`, `root` (what
 splits go by; the prompt without it) and `language`. Other names are mapped: `jsonl:PATH,prompt=
@@ -17,11 +18,18 @@ from typing import Any
 
 from visa_core.data.construction.comparison import Comparison, Intake, conversation, place
 from visa_core.data.schema import DataError, check_text, numbered_lines, parse_object
+from visa_core.data.sources import DataSpec, hh_pair, rows_and_seed
 from visa_core.types import Rejected
 
-KINDS = {"ca": ":PATH", "hh": ":PATH", "jsonl": ":PATH[,FIELD=KEY ...]"}
+KINDS = {
+    "ca": ":PATH",
+    "hh": ":PATH",
+    "jsonl": ":PATH[,FIELD=KEY ...]",
+    "embedded": "[:PROMPTS[,SEED]]",
+}
 FIELDS = ("prompt", "chosen", "rejected", "explanation", "id", "root", "language")
 NEEDED = FIELDS[:3]
+EMBEDDED_PROMPTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,8 @@ class Source:
     kind: str
     path: Path
     keys: Mapping[str, str]
+    numbers: tuple[int, int] = (0, 0)
+    """Prompts and seed of embedded choices."""
 
 
 def parse_source(text: str) -> Source:
@@ -39,6 +49,14 @@ def parse_source(text: str) -> Source:
     if kind not in KINDS:
         known = ", ".join(f"{name}{usage}" for name, usage in KINDS.items())
         raise DataError(f"--data {text!r}: unknown kind of preferences {kind!r}; known: {known}")
+    if kind == "embedded":
+        arguments = tuple(rest.split(",")) if rest else ()
+        if len(arguments) > 2:
+            raise DataError(f"--data {text!r}: expected {kind}{KINDS[kind]}")
+        numbers = rows_and_seed(
+            DataSpec(kind=kind, arguments=arguments, text=text), EMBEDDED_PROMPTS
+        )
+        return Source(kind=kind, path=Path(), keys={}, numbers=numbers)
     path, *pairs = (part.strip() for part in rest.split(","))
     if not path:
         raise DataError(f"--data {text!r}: expected {kind}{KINDS[kind]}")
@@ -70,6 +88,8 @@ def read_comparisons(
             yield from read_community_alignment(source.path, intake, languages)
         elif source.kind == "hh":
             yield from _lines(source.path, intake, _hh_comparison)
+        elif source.kind == "embedded":
+            yield from _embedded(*source.numbers, intake)
         else:
             wanted = {code.strip().lower() for code in languages}
             for comparison in _lines(source.path, intake, _mapped(source.keys)):
@@ -77,6 +97,25 @@ def read_comparisons(
                     intake.counts["rows of other languages"] += 1
                     continue
                 yield comparison
+
+
+def _embedded(prompts: int, seed: int, intake: Intake) -> Iterator[Comparison]:
+    from visa_core.data.embedded import choices
+
+    for number, pair in enumerate(choices(prompts, seed), 1):
+        intake.counts["rows"] += 1
+        intake.counts["comparisons read"] += 1
+        yield Comparison(
+            prompt=pair.prompt,
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            explanation=pair.explanation,
+            id=pair.id,
+            root=pair.prompt,
+            language="en",
+            path="embedded",
+            line=number,
+        )
 
 
 def _lines(
@@ -107,8 +146,6 @@ def _count_undecoded(undecoded: list[Rejected], intake: Intake) -> None:
 
 
 def _hh_comparison(data: dict[str, Any], path: str, line: int) -> Comparison:
-    from visa_core.data.sources import hh_pair
-
     pair = hh_pair(data, line)
     first = pair.prompt.removeprefix("Human:").split("\n\nAssistant:")[0].strip()
     return Comparison(

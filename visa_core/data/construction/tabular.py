@@ -58,6 +58,8 @@ def _csv_rows(path: Path, needed: Sequence[str], intake: Intake) -> Iterator[Row
                     continue
                 if len(cells) != len(header):
                     reason = f"the row has {len(cells)} cells, the header {len(header)}"
+                    if begin - 1 > line:
+                        reason += f"; it ends on line {begin - 1}; is a quote open?"
                     intake.reject("bad rows", place(path, line, reason))
                     intake.counts["rows"] += 1
                     continue
