@@ -70,15 +70,15 @@ def _grouped_bars(axis: Axes, models: Models, names: list[str], key: str) -> Non
 
 
 def joint_success_by_size(models: Models, path: Path) -> Path:
-    """Joint success against the number of parameters, a line a method; where no size is known, the
-    models stand side by side.
+    """Joint success against the number of parameters, a line a method; where no size is known, or
+    there is one alone, the models stand side by side.
     """
     names = method_names(models)
     sizes = {m: max(f["parameters"] for f in methods.values()) for m, methods in models.items()}
-    known = all(sizes.values())
-    places = sizes if known else {model: i for i, model in enumerate(models)}
+    by_size = all(sizes.values()) and len(set(sizes.values())) > 1
+    places = sizes if by_size else {model: i for i, model in enumerate(models)}
     figure, (axis,) = figure_of(1, width=5.6, height=3.8)
-    plain_axes(axis, "Joint success", "parameters" if known else "", "share, 95 % interval")
+    plain_axes(axis, "Joint success", "parameters" if by_size else "", "share, 95 % interval")
     for i, name in enumerate(names):
         points = sorted(
             (places[model], methods[name]["jsr"], *methods[name]["ci"]["jsr"])
@@ -90,15 +90,18 @@ def joint_success_by_size(models: Models, path: Path) -> Path:
             [max(0.0, a - b) for a, b in zip(y, low, strict=True)],
             [max(0.0, b - a) for a, b in zip(y, high, strict=True)],
         ]
+        beside = 0.0 if by_size else 0.6 * ((i + 0.5) / len(names) - 0.5)
         axis.errorbar(
-            x, y, error, label=name, color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)], linewidth=1.2, capsize=2,
+            [place + beside for place in x], y, error, label=name,
+            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+            linestyle="-" if by_size else "", linewidth=1.2, capsize=2,
         )  # fmt: skip
-    if known and len(set(places.values())) > 1:
+    if by_size:
         axis.set_xscale("log")
     else:
         axis.set_xticks(list(places.values()), list(places), fontsize=8)
-    axis.set_ylim(0, 1)
+        axis.set_xlim(-0.5, len(models) - 0.5)
+    axis.set_ylim(-0.02, 1.02)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return save_figure(figure, path)
 
@@ -135,9 +138,9 @@ def sign_matches(models: Models, size: int, path: Path) -> Path:
                 counts = methods[name]["sign_matches"]
                 total = sum(counts)
                 reached = [sum(counts[k:]) / total for k in range(size + 1)]
-                axis.step(
-                    range(size + 1), reached, where="mid", label=name,
-                    color=COLOURS[i % len(COLOURS)],
+                axis.plot(
+                    range(size + 1), reached, label=name, linewidth=1, markersize=4, alpha=0.85,
+                    color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
                 )  # fmt: skip
         axis.set_xticks(range(size + 1))
         axis.set_ylim(0, 1.02)

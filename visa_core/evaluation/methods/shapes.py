@@ -144,7 +144,10 @@ def markdown(record: Mapping[str, Any], space: ValueSpace, pictures: Mapping[str
     parts = ["# Methods\n", "\n".join(first(models, record["ours"])) + "\n"]
     parts.append(
         "`copy` gives the source back unchanged. Consistency is (2 fwd + bwd) / 3. Means and "
-        "standard deviations are over all rows; intervals are 95 % bootstraps over prompts.\n"
+        "standard deviations are over all rows; intervals are 95 % bootstraps over prompts, so "
+        "they tell of other prompts and not of other seeds, which stand beside them. p is of a "
+        "two-sided permutation of signs over prompts; the best baseline is chosen on the same "
+        "prompts for every metric by itself, and nothing is corrected for four metrics.\n"
     )
     if record["warnings"]:
         parts.append("Warnings\n\n" + "".join(f"- {line}\n" for line in record["warnings"]))
