@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.alignment_file import COLUMNS, TURNS
+from bench.alignment_file import COLUMNS, TURNS, WORDS
 from visa_core.data.construction.comparison import Comparison, Intake
 from visa_core.data.construction.readers import read_comparisons
+from visa_core.values import SCHWARTZ
 
 Turn = tuple[str, Sequence[str], str, str]
 """Prompt, up to four responses, preferred letter, feedback."""
@@ -64,3 +67,42 @@ def read(*specs: str, languages: Sequence[str] = ()) -> tuple[list[Comparison], 
     """All comparisons, and the account of what was set aside."""
     intake = Intake()
     return list(read_comparisons(specs, intake, languages)), intake
+
+
+def marked(text: str, **levels: float) -> str:
+    """A response that tells its own values, such as "Fish. <security=0.5>"."""
+    marks = "".join(f" <{name.replace('_', '-')}={level:g}>" for name, level in levels.items())
+    return text + marks
+
+
+def levels_of(text: str) -> dict[str, float]:
+    """All ten values of a marked response."""
+    told = dict(re.findall(r"<([a-z-]+)=([-0-9.]+)>", text))
+    return {name: float(told.get(name, 0)) for name in SCHWARTZ.names}
+
+
+def reading(body: dict[str, Any]) -> str:
+    """A chat model's right answer about two marked responses."""
+    asked = body["messages"][1]["content"]
+    _, _, rest = asked.partition("Response A:\n")
+    first, _, rest = rest.partition("\n\nResponse B:\n")
+    second, _, _ = rest.partition("\n\nPreferred:")
+    return json.dumps({"reasoning": "marks", "A": levels_of(first), "B": levels_of(second)})
+
+
+def marked_pairs(n: int) -> list[dict[str, str]]:
+    """JSON lines of n comparisons whose responses tell their values, no text twice."""
+    names, steps = SCHWARTZ.names, (-1, -0.5, 0, 0.5, 1)
+    rows = []
+    for i in range(n):
+        one = {names[i % 10]: steps[i % 5], names[(i // 3) % 10]: 0.5}
+        two = {names[(i + 4) % 10]: steps[(i // 5) % 5], names[i % 10]: steps[(i + 2) % 5]}
+        rows.append(
+            {
+                "prompt": f"question {i} about {WORDS[i % len(WORDS)]}",
+                "chosen": marked(f"answer {i} is {WORDS[i % len(WORDS)]}", **one),
+                "rejected": marked(f"reply {i} says {WORDS[(i + 1) % len(WORDS)]}", **two),
+                "explanation": f"reason {i}" if i % 3 else "",
+            }
+        )
+    return rows
