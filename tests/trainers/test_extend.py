@@ -16,6 +16,7 @@ from visa_core.data.embedded.further import FOURTEEN, dialogues, rewrites
 from visa_core.data.schema import write_jsonl
 from visa_core.evaluation.forgetting import chosen_way, errors
 from visa_core.evaluation.rewriter_forgetting import analyzer_warning
+from visa_core.evaluation.rewriter_forgetting import chosen_way as rewriter_choice
 from visa_core.models.detector import Detector
 from visa_core.models.rewriter import Rewriter
 from visa_core.training import checkpoint
@@ -172,15 +173,38 @@ def test_a_rewriter_learns_new_values(work: Path, small_system: Path, tmp_path: 
     command += ["--fact-analyzer", str(small_system / "fact_analyzer"), "--precision", "fp32"]
     assert main(command) == 0
     record = json.loads((tmp_path / "o" / "forgetting.json").read_text())
-    assert list(record["measured"]["old"]) == ["copy", "before", "rehearsal", "plain"]
-    assert list(record["measured"]["new"]) == ["copy", "rehearsal", "plain"]
+    assert list(record["measured"]["old"]) == ["copy", "before", "rehearsal", "lora", "plain"]
+    assert list(record["measured"]["new"]) == ["copy", "rehearsal", "lora", "plain"]
     for rows in record["measured"].values():
         assert all(0 <= row["jsr"] <= 1 for row in rows.values())
     assert "| plain fine-tune on new tasks |" in (tmp_path / "o" / "forgetting.md").read_text()
-    assert Rewriter.from_pretrained(tmp_path / "o" / "model").space.names == FOURTEEN.names
+    start, lora = (Rewriter.from_pretrained(tmp_path / "o" / way) for way in ("start", "lora"))
+    size = len(Rewriter.from_pretrained(small_system / "rewriter").tokenizer)
+    words = [r.model.get_input_embeddings().weight for r in (start, lora)]
+    assert torch.equal(words[0][:size], words[1][:size]) and len(words[0]) > size
+    assert (words[0][size:] - words[1][size:]).abs().max() > 0
+    model, chosen = (
+        Rewriter.from_pretrained(tmp_path / "o" / way).model.state_dict()
+        for way in ("model", record["chosen"])
+    )
+    assert record["chosen"] in ("rehearsal", "lora")
+    assert all(torch.equal(weight, chosen[name]) for name, weight in model.items())
     written = (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0
     assert (tmp_path / "o" / "plain" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_better_rewriter_is_chosen() -> None:
+    def rows(before: float | None, rehearsal: float, lora: float) -> dict:
+        rates = {"before": before, "rehearsal": rehearsal, "lora": lora}
+        return {way: {"jsr": rate} for way, rate in rates.items() if rate is not None}
+
+    both = ("rehearsal", "lora")
+    measured = {"old": rows(0.90, 0.89, 0.95), "new": rows(None, 0.8, 0.7)}
+    assert rewriter_choice(measured, both, 0.02) == "rehearsal"
+    assert rewriter_choice(measured, both, 0.01) == "lora"
+    measured["old"] = rows(0.90, 0.6, 0.5)
+    assert rewriter_choice(measured, both, 0.02) == "rehearsal"
 
 
 def test_an_analyzer_that_cannot_read_the_new_texts_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import texts, write_causal_lm, write_lines
 from visa_core.cli import main
+from visa_core.config.lora import LoraSettings
 from visa_core.config.plain import PlainConfig
 from visa_core.data.plain import FIELDS, PlainExample, load_plain
 from visa_core.data.schema import DataError
@@ -89,6 +91,34 @@ def test_it_learns_the_answer_and_transformers_loads_it(base: Path, tmp_path: Pa
         torch.tensor([ids]), max_new_tokens=len(answer), do_sample=False
     )[0, len(ids) :]
     assert tokenizer.decode(said, skip_special_tokens=True) == example["answer"]
+
+
+def test_an_adapter_is_merged_and_new_tokens_alone_are_trained(base: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "x.jsonl", [{"query": "What is owed?", "response": "Goats."}])
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    last = len(before["model.embed_tokens.weight"]) - 1
+    config = PlainConfig(
+        model=base,
+        data=(f"jsonl:{data}",),
+        out=tmp_path / "o",
+        steps=2,
+        lr=0.05,
+        precision="fp32",
+        device="cpu",
+        lora=LoraSettings(rank=2, targets=("q_proj",), new_tokens_from=last),
+    )
+    after = AutoModelForCausalLM.from_pretrained(plain.train(config)).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(
+        "q_proj" in name or "embed" in name or "head" in name for name in changed
+    )
+    rows = [before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]]
+    assert torch.equal(rows[0][:last], rows[1][:last])
+    with pytest.raises(ValueError, match="whole matrices"):
+        replace(config, optimizer="muon")
+    with pytest.raises(ValueError, match="--lora.new-tokens-from 9999: the model has"):
+        lora = LoraSettings(rank=2, new_tokens_from=9999)
+        plain.train(replace(config, lora=lora, out=tmp_path / "p"))
 
 
 def test_rows_beyond_the_limits_are_set_aside(

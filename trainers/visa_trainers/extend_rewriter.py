@@ -1,4 +1,6 @@
-"""Extend a rewriter by new values: widened, taught with rehearsal, and plainly to compare."""
+"""Extend a rewriter by new values: widened, taught with rehearsal, as an adapter, and plainly to
+compare.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from visa_core.config.extend import ExtendRewriterConfig
 from visa_core.data.rewriting import load_rewriting
 from visa_core.evaluation.evaluate import evaluate
-from visa_core.evaluation.rewriter_forgetting import write_report
+from visa_core.evaluation.rewriter_forgetting import chosen_way, write_report
 from visa_core.models.detector import Detector
 from visa_core.models.fact_analyzer import FactAnalyzer
 from visa_core.models.growth import grown_rewriter
@@ -25,12 +27,11 @@ from visa_trainers import sft
 
 log = logging.getLogger("visa_trainers.extend")
 
-WAYS = ("rehearsal", "plain")
 FIGURES = ("jsr", "consistency", "fwd", "bwd", "l2", "mad")
 
 
 def train(config: ExtendRewriterConfig) -> Path:
-    """Widen, and with rehearsal data train both ways and measure them; returns the path of
+    """Widen, and with rehearsal data train all ways and measure them; returns the path of
     forgetting.json, or of the widened folder.
     """
     space = ValueSpace.from_file(config.space)
@@ -46,13 +47,9 @@ def train(config: ExtendRewriterConfig) -> Path:
         "old": load_rewriting(config.held_out_old, space, seed=config.seed),
         "new": load_rewriting(config.held_out, space, seed=config.seed),
     }
-    limits = _limits(Rewriter.from_pretrained(start))
-    folders = {"before": config.model} | {way: config.out / way for way in WAYS}
-    for way in WAYS:
-        try:
-            sft.train(config.sft(way, limits))
-        except RunFinished:
-            log.info("%s is there already", folders[way])
+    train_ways(config, start)
+    ways = (*config.protected, "plain")
+    folders = {"before": config.model} | {way: config.out / way for way in ways}
     texts = {name: rewrites_of(folder, held_out, config) for name, folder in folders.items()}
     measured: dict[str, dict[str, Any]] = {}
     for kind, tasks in held_out.items():
@@ -63,16 +60,30 @@ def train(config: ExtendRewriterConfig) -> Path:
             name: {key: value for key, value in summary.items() if key.startswith(FIGURES)}
             for name, summary in result.summaries().items()
         }
-    Rewriter.from_pretrained(config.out / "rehearsal").save_pretrained(config.out / "model")
+    chosen = chosen_way(measured, config.protected, config.tolerance)
+    Rewriter.from_pretrained(config.out / chosen).save_pretrained(config.out / "model")
     old_space = Rewriter.from_pretrained(config.model).space
     record = {
         "old": list(old_space.names),
         "new": [name for name in space.names if name not in old_space.names],
+        "chosen": chosen,
         "tasks": {kind: len(tasks) for kind, tasks in held_out.items()},
         "measured": measured,
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
     }
     return write_report(config.out, record)
+
+
+def train_ways(config: ExtendRewriterConfig, start: Path) -> None:
+    """Train every way from the widened rewriter; what is there is left as it is."""
+    wide, old = Rewriter.from_pretrained(start), Rewriter.from_pretrained(config.model)
+    size, before = (len(r.model.get_input_embeddings().weight) for r in (wide, old))
+    limits = {"max_prompt": wide.max_prompt, "max_completion": wide.max_completion}
+    for way in (*config.protected, "plain"):
+        try:
+            sft.train(config.sft(way, limits, before if size > before else 0))
+        except RunFinished:
+            log.info("%s is there already", config.out / way)
 
 
 def widen(config: ExtendRewriterConfig, space: ValueSpace) -> Path:
@@ -88,10 +99,6 @@ def widen(config: ExtendRewriterConfig, space: ValueSpace) -> Path:
     torch.manual_seed(config.seed)
     grown_rewriter(rewriter, space, texts).save_pretrained(folder)
     return folder
-
-
-def _limits(rewriter: Rewriter) -> dict[str, int]:
-    return {"max_prompt": rewriter.max_prompt, "max_completion": rewriter.max_completion}
 
 
 def rewrites_of(

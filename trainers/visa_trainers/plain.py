@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from visa_core.config.plain import PlainConfig
@@ -10,6 +11,7 @@ from visa_core.data.schema import report_rejected
 from visa_core.endpoints.chat import message
 from visa_core.endpoints.local import conversation_ids
 from visa_core.models.rewriter import Rewriter
+from visa_core.training.adapters import put_adapter, write_adapted
 from visa_core.training.distributed import joined_world
 from visa_core.training.learner import DTYPES
 from visa_core.training.stage import load_rewriter, report_set_aside
@@ -20,6 +22,7 @@ def train(config: PlainConfig) -> Path:
     """Fine-tune the model and save it in `config.out` as a plain model folder; returns it."""
     with joined_world(config.device) as world:
         opened = load_rewriter(config)
+        put_adapter(opened, config.lora, config.seed)
         opened.model.to(world.device, DTYPES[config.weights]).train()
         examples, rejected = load_plain(config.data, config.fields)
         report_rejected(rejected, len(examples) + len(rejected))
@@ -29,7 +32,9 @@ def train(config: PlainConfig) -> Path:
             opened.model.save_pretrained(folder)
             opened.tokenizer.save_pretrained(folder)
 
-        return fit(opened, rows, config, world, "plain", write)
+        return fit(
+            opened, rows, config, world, "plain", partial(write_adapted, opened, write=write)
+        )
 
 
 def encode(opened: Rewriter, examples: list[PlainExample]) -> list[Row]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from visa_core.config import SFTConfig
 from visa_core.data.rewriting import load_rewriting
 from visa_core.models.rewriter import Rewriter
+from visa_core.training.adapters import put_adapter, write_adapted
 from visa_core.training.distributed import World, joined_world
 from visa_core.training.forward import autocast, completion_logits
 from visa_core.training.learner import DTYPES, finish_run, make_learner
@@ -35,11 +37,12 @@ def train(config: SFTConfig) -> Path:
     """Fine-tune the rewriter and save it in `config.out`; returns that folder."""
     with joined_world(config.device) as world:
         rewriter = load_rewriter(config)
+        put_adapter(rewriter, config.lora, config.seed)
         rewriter.model.to(world.device, DTYPES[config.weights]).train()
         rows = encode(
             rewriter, load_rewriting(config.data, rewriter.space, references=True, seed=config.seed)
         )
-        return fit(rewriter, rows, config, world, "sft", rewriter.write)
+        return fit(rewriter, rows, config, world, "sft", partial(write_adapted, rewriter))
 
 
 def fit(

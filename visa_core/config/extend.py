@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from visa_core.config.lora import LoraSettings
 from visa_core.config.rewriter import SFTConfig
 
 
@@ -89,9 +90,11 @@ class ExtendScorerConfig:
 class ExtendRewriterConfig:
     """Teach a trained rewriter new values without losing the old ones.
 
-    It is widened first: its prompts name the new values. Then two ways are trained by SFT:
-    rehearsal (on new and old tasks), which becomes OUT/model, and, to compare with, plain (on the
-    new tasks alone). Without --rehearsal it is only widened, into OUT/start.
+    It is widened first: its prompts name the new values. Then three ways are trained by SFT:
+    rehearsal (all weights, on new and old tasks), lora (an adapter and the new words, all else
+    frozen, on the same tasks) and, to compare with, plain (all weights, on the new tasks alone).
+    The better of the first two is OUT/model. Without --rehearsal it is only widened, into
+    OUT/start.
     """
 
     model: Path
@@ -128,6 +131,12 @@ class ExtendRewriterConfig:
     """muon: torch's Muon for hidden matrices at muon_lr, AdamW at lr for the rest."""
     muon_lr: float = 0.02
     """Muon's peak learning rate."""
+    lora_rank: int = 16
+    """Rank of the lora way's adapter, which has twice that as its alpha; 0 leaves the way out."""
+    lora_lr: float | None = None
+    """Its peak learning rate, of AdamW; without it ten times --lr."""
+    tolerance: float = 0.02
+    """Relative loss of the old values' joint success that a way may have and still be chosen."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: products in bfloat16 under autocast, weights and moments in float32."""
     temperature: float = 0.7
@@ -149,13 +158,31 @@ class ExtendRewriterConfig:
             raise ValueError("--rehearsal: give tasks of the old values to train on")
         if self.add_words and not self.data:
             raise ValueError("--add-words takes its words from --data: give it")
+        if self.lora_rank < 0:
+            raise ValueError(f"--lora-rank must be at least 0, got {self.lora_rank}")
+        if not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"--tolerance must be at least 0, got {self.tolerance}")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"--temperature must be at least 0, got {self.temperature}")
 
-    def sft(self, way: str, limits: dict[str, int]) -> SFTConfig:
-        """The stage's settings of one way; a run that is there already is gone on with."""
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """The ways of which one becomes the result."""
+        return ("rehearsal", "lora") if self.lora_rank else ("rehearsal",)
+
+    def sft(self, way: str, limits: dict[str, int], first_new: int = 0) -> SFTConfig:
+        """The stage's settings of one way; a run that is there already is gone on with.
+
+        first_new: number of the first token that the widened rewriter had added, 0 for none.
+        """
         data = self.data if way == "plain" else (*self.data, *self.rehearsal)
         names = ("epochs", "steps", "batch_size", "lr", "optimizer", "muon_lr", "precision")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if way == "lora":
+            settings["lora"] = LoraSettings(
+                rank=self.lora_rank, alpha=2.0 * self.lora_rank, new_tokens_from=first_new
+            )
+            settings |= {"optimizer": "adamw", "lr": self.lora_lr or 10 * self.lr}
         return SFTConfig(
             model=self.out / "start",
             data=data,
@@ -164,5 +191,5 @@ class ExtendRewriterConfig:
             device=self.device,
             seed=self.seed,
             **limits,
-            **{name: getattr(self, name) for name in names},
+            **settings,
         )

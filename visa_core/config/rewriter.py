@@ -82,6 +82,13 @@ class RewriterTraining(ScaleSettings):
             raise ValueError(f"--warmup must be in [0, 1), got {self.warmup}")
 
 
+def _check_adapter(lora: LoraSettings, training: RewriterTraining) -> None:
+    if lora.rank and training.zero:
+        raise ValueError("--lora.rank needs --zero 0: adapters are small, plain ranks do")
+    if lora.rank and training.optimizer == "muon":
+        raise ValueError("--optimizer muon is for whole matrices: use adamw with --lora.rank")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(RewriterTraining):
     """Supervised fine-tuning of the rewriter on references. Defaults are the paper's."""
@@ -94,6 +101,8 @@ class SFTConfig(RewriterTraining):
     """Most tokens of one forward pass, counted without padding: the rows of a step are packed
     into as few passes as fit.
     """
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Train an adapter instead of the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +111,7 @@ class SFTConfig(RewriterTraining):
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
+        _check_adapter(self.lora, self)
         if self.token_budget < self.max_prompt + self.max_completion:
             raise ValueError(
                 f"--token-budget {self.token_budget} is less than one row may have: --max-prompt + "
@@ -188,8 +198,7 @@ class GRPOConfig(RewriterTraining):
                 f"--token-budget {self.token_budget} is less than one completion may need: "
                 f"--max-prompt + --max-completion = {longest}"
             )
-        if self.lora.rank and self.zero:
-            raise ValueError("--lora.rank needs --zero 0: adapters are small, plain ranks do")
+        _check_adapter(self.lora, self)
         if self.completions % self.group_size:
             raise ValueError(
                 f"--batch-size x --accumulation = {self.completions} completions is no multiple of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from visa_core.training.checkpoint import CheckpointError, write_file
 TITLES = {
     "copy": "copy (the source as it is)",
     "before": "before",
-    "rehearsal": "rehearsal: new and old tasks",
+    "rehearsal": "rehearsal: all weights, new and old tasks",
+    "lora": "adapter and new words, new and old tasks",
     "plain": "plain fine-tune on new tasks",
 }
 
@@ -26,6 +27,20 @@ def write_report(out: Path, record: Mapping[str, Any]) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot write the report into {out}: {error}") from error
     return out / "forgetting.json"
+
+
+def chosen_way(
+    measured: Mapping[str, Mapping[str, Any]], ways: Sequence[str], tolerance: float
+) -> str:
+    """Of the ways that keep the old values' joint success within the tolerance the one with the
+    best on new values; without any, the one that forgets least.
+    """
+    old, new = measured["old"], measured["new"]
+    least = (1 - tolerance) * old["before"]["jsr"]
+    within = [way for way in ways if old[way]["jsr"] >= least]
+    if within:
+        return max(within, key=lambda way: new[way]["jsr"])
+    return max(ways, key=lambda way: old[way]["jsr"])
 
 
 def analyzer_warning(measured: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -68,4 +83,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             )
             lines.append(f"| {TITLES[name]} | {row['jsr']:.3f} | {change} | {figures} |")
         lines.append("")
+    lines.append(
+        f"Chosen: {record['chosen']}. The choice is made on the tasks that are reported, so its "
+        "own figures are a little flattered.\n"
+    )
     return "\n".join(lines)
