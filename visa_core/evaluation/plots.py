@@ -22,6 +22,8 @@ from visa_core.values import SCHWARTZ
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#666666"
+GREEDY = "_greedy"
+"""How the names of greedy rewrites' figures end."""
 CURVES = (
     ("reward", "reward"),
     ("semantic", "semantic term"),
@@ -91,17 +93,19 @@ def consistency_against_error(
 ) -> Path:
     """Mean consistency against mean value error, one mark a method: up and to the left is better.
 
-    Hollow marks are the figures known by construction, where there are any; the shaded corner is
-    joint success.
+    Hollow marks are the figures known by construction, where there are any; small ones are greedy
+    (NAME_greedy looks like NAME otherwise); the shaded corner is joint success.
     """
     limits = config or EvaluationConfig()
     figure, (axis,) = figure_of(1, width=5.6, height=4.2)
     plain_axes(axis, "Facts kept against values reached", "value error (L2, mean)", "consistency")
-    for i, (name, summary) in enumerate(summaries.items()):
+    stems = list(dict.fromkeys(name.removesuffix(GREEDY) for name in summaries))
+    for name, summary in summaries.items():
+        i = stems.index(name.removesuffix(GREEDY))
         look = {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 8,
+            "markersize": 5 if name.endswith(GREEDY) else 9,
             "clip_on": False,
             "zorder": 3,
         }
@@ -141,7 +145,7 @@ def value_circles(
     space's order.
     """
     count = len(target)
-    figure, axes = figure_of(count, width=3.9, height=4.0, projection="polar")
+    figure, axes = figure_of(count, width=3.9, height=3.6, projection="polar")
     angles = [2 * math.pi * k / space.size for k in range(space.size)]
     closed = [*angles, angles[0]]
     looks = (
@@ -154,20 +158,35 @@ def value_circles(
             radii = vectors[i].tolist()
             axis.plot(closed, [*radii, radii[0]], color=colour, linestyle=style, label=label)
         axis.fill(closed, [*after[i].tolist(), float(after[i, 0])], color=COLOURS[0], alpha=0.08)
-        axis.plot([a / 50 * math.pi for a in range(101)], [0] * 101, color=GREY, linewidth=0.7)
-        axis.set_theta_zero_location("N")
-        axis.set_theta_direction(-1)
-        axis.set_ylim(-1, 1)
-        axis.set_yticks([-1, -0.5, 0, 0.5, 1], ["-1", "", "0", "", "1"], fontsize=6, color=GREY)
-        axis.set_xticks(angles, [d.title for d in space.dimensions], fontsize=6)
-        axis.tick_params(axis="x", pad=8)
-        axis.grid(color="#dddddd", linewidth=0.5)
-        axis.spines["polar"].set_color("#bbbbbb")
+        _value_circle(axis, space, angles)
         if i < len(titles):
             axis.set_title(titles[i], fontsize=8, pad=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return save_figure(figure, path)
+
+
+def _value_circle(axis: Axes, space: ValueSpace, angles: Sequence[float]) -> None:
+    """Rings and names of the value circle."""
+    axis.plot([a / 50 * math.pi for a in range(101)], [0] * 101, color=GREY, linewidth=0.7)
+    axis.set_theta_zero_location("N")
+    axis.set_theta_direction(-1)
+    axis.set_ylim(-1, 1)
+    axis.set_yticks([-1, -0.5, 0, 0.5, 1], ["-1", "", "0", "", "1"], fontsize=6, color=GREY)
+    axis.set_xticks(angles, [d.title for d in space.dimensions], fontsize=6)
+    hang_labels(axis, angles)
+    axis.grid(color="#dddddd", linewidth=0.5)
+    axis.spines["polar"].set_color("#bbbbbb")
+
+
+def hang_labels(axis: Axes, angles: Sequence[float]) -> None:
+    """Let the labels of a circle that begins at its top and goes round to the right stand clear of
+    it: on the right they begin at it, on the left they end.
+    """
+    axis.tick_params(axis="x", pad=4)
+    for text, angle in zip(axis.get_xticklabels(), angles, strict=True):
+        side = math.sin(angle)
+        text.set_horizontalalignment("left" if side > 0.1 else "right" if side < -0.1 else "center")
 
 
 def figure_of(

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from visa_core.evaluation.plots import COLOURS, GREY
+from visa_core.evaluation.plots import COLOURS, GREY, hang_labels
 
 Profile = Mapping[str, Mapping[str, Any]]
 """Dimension -> its record: title, high, mean, interval, n; mean and interval may be None."""
@@ -85,10 +85,7 @@ def dimension_radar(
     rings = [(low + middle) / 2, middle, (middle + high) / 2, high]
     axis.set_yticks(rings, ["", f"{middle:g}", "", f"{high:g}"], fontsize=6, color=GREY)
     axis.set_xticks(angles, [_label(profiles, name) for name in names], fontsize=7)
-    axis.tick_params(axis="x", pad=4)
-    for text, angle in zip(axis.get_xticklabels(), angles, strict=True):
-        side = math.sin(angle)  # where the label hangs: right of the circle, left of it, or over it
-        text.set_horizontalalignment("left" if side > 0.1 else "right" if side < -0.1 else "center")
+    hang_labels(axis, angles)
     axis.grid(color="#dddddd", linewidth=0.5)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150, format="png")
