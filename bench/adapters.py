@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
             "memory_mib": used,
             "base_unchanged": unchanged,
         }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(not unchanged or not all(row["correct"] for row in rows))
 

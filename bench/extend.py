@@ -7,9 +7,11 @@ that learns all fourteen at once, from the old dialogues and texts of all fourte
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from bench import machine
 from visa_core.config import DetectorConfig
 from visa_core.config.extend import ExtendScorerConfig
 from visa_core.data import embedded
@@ -86,8 +88,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--old-rows", type=int, default=8000)
     parser.add_argument("--new-rows", type=int, default=3000)
     parser.add_argument("--detector", type=Path, help="detector of the ten values, else trained")
+    parser.add_argument("--json", type=Path, help="file for the figures with the machine's")
     options = parser.parse_args(argv)
     report = run(options.out, options.seed, options.old_rows, options.new_rows, options.detector)
+    if options.json is not None:
+        record = json.loads(report.read_text(encoding="utf-8"))
+        kept = {name: record[name] for name in ("part", "old", "new", "chosen", "measured", "rows")}
+        kept |= {"seed": options.seed, "machine": machine.describe("cpu")}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(report.with_suffix(".md").read_text(encoding="utf-8"))
     return 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import machine
 from visa_core.config.search import RuleConfig, SearchConfig
 from visa_core.search.strategies import make_strategy
 
@@ -139,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
     if options.out is not None:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        record = {"goal": GOAL, "machine": machine.describe("cpu"), "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

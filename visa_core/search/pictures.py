@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from visa_core.evaluation.plots import (
     COLOURS,
@@ -48,6 +49,7 @@ def path_picture(
                 linewidth=0,
             )
         axis.set_ylim(-1.05, 1.05)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.supxlabel("iteration", fontsize=9)
     figure.supylabel("mean and spread", fontsize=9)
@@ -77,6 +79,7 @@ def pareto_picture(record: Mapping[str, Any], path: Path) -> Path:
         [p["capability"] for p in front],
         where="post",
         color=COLOURS[2],
+        marker=".",
         linewidth=1.2,
         label="front (search's questions)",
     )

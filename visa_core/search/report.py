@@ -59,7 +59,7 @@ def summary(arms: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[s
         for figure in ("drift", "capability"):
             against = table["sft"][figure]["mean"]
             change = None
-            if arm != "base" and against:
+            if arm not in ("base", "sft") and against:
                 change = 100 * (row[figure]["mean"] - against) / against
             row[figure]["change_percent"] = change
     return table
