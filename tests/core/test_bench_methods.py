@@ -284,3 +284,13 @@ def test_systems_of_other_values_are_kept_apart(
     assert f"{system} has other values than {kept}" in capsys.readouterr().err
     assert cli.main(["bench", "tables", "--out", str(tmp_path / "no")]) == 2
     assert "`visa bench methods` writes it" in capsys.readouterr().err
+
+
+def test_a_local_chat_folder_is_prompted(system: Path, tmp_path: Path) -> None:
+    """An untrained one writes nothing of use, but each style has a row a prompt, with its size."""
+    tiny.write_causal_lm(tmp_path / "chat", tiny.texts())
+    chat = ["--methods", "none", "--chat.model", tmp_path / "chat", "--max-tokens", 12, "--n", 2]
+    assert cli.main(bench(system, tmp_path / "out", *chat, "--prompting", *STYLES)) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
+    assert Counter(r["method"] for r in rows) == dict.fromkeys(("copy", *STYLES), 2)
+    assert {r["model"] for r in rows} == {"chat"} and all(r["parameters"] > 1000 for r in rows)
