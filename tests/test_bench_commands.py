@@ -1,4 +1,4 @@
-"""The benchmarks' other commands: two commits, profiles, a whole step, a GPU machine."""
+"""The benchmarks' other commands: two commits, profiles, a GPU machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import base, end_to_end, gpu, profile
+from bench import base, gpu, profile
 
 
 def test_commits_are_compared_within_turns() -> None:
@@ -36,22 +36,6 @@ def test_a_profile_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         profile.main(["packing", "--provider", "nobody", "--device", "cpu"])
     with pytest.raises(ValueError, match="packing has no case"):
         profile.main(["packing", "--case", "n=65", "--device", "cpu"])
-
-
-def test_a_step_end_to_end(tmp_path: Path) -> None:
-    """Our side of the comparison runs; both sides' figures come together by turn."""
-    small = ["--hidden", "16", "--layers", "1", "--prompt-tokens", "3", "--completion-tokens", "2"]
-    options = end_to_end.parse(["--steps", "1", "--threads", "1", *small, "--side", "ours"])
-    found = end_to_end.one_side(options)
-    assert len(found["seconds"]) == 1
-    assert found["seconds"][0] > 0
-    turns = {
-        "trl": [{"seconds": [4.0, 4.0], "peak_mib": 3.0}, {"seconds": [9.0], "peak_mib": 2.0}],
-        "ours": [{"seconds": [2.0, 2.0], "peak_mib": 1.0}, {"seconds": [3.0], "peak_mib": 1.0}],
-    }
-    summary = end_to_end.compared(turns, options)["summary"]
-    assert summary["times_faster"] == [2.0, 2.5, 3.0]
-    assert summary["peak_mib"] == {"trl": 3.0, "ours": 1.0}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
