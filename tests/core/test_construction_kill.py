@@ -51,7 +51,8 @@ def opinion(body: dict[str, Any]) -> str:
 FORKS = """
 import json, os, sys
 from visa_core import cli
-import visa_core.commands.data
+import datasketch, httpx2, jsonschema, pyarrow.parquet, tqdm
+import visa_core.commands.data, visa_core.data.annotate.chat, visa_core.endpoints.client
 for line in sys.stdin:
     child = os.fork()
     if not child:
