@@ -17,6 +17,7 @@ from visa_core.models.rewriter import Rewriter
 from visa_core.rewards import NonFiniteRewardError
 from visa_core.rollout.errors import RolloutError
 from visa_core.rollout.hf import HFEngine
+from visa_core.training import actor
 from visa_trainers import grpo
 
 STEPS = 4
@@ -97,7 +98,7 @@ def test_scores_that_are_not_finite_stop_the_run_or_are_counted_as_the_worst(
         return torch.full((len(batch), space.size), 0.5)
 
     monkeypatch.setattr(Detector, "predict", sick)
-    monkeypatch.setattr(grpo, "predicted_targets", targets)
+    monkeypatch.setattr(actor, "predicted_targets", targets)
     with pytest.raises(NonFiniteRewardError, match="The step was not taken"):
         grpo.train(settings(small_system, tasks, tmp_path / "strict"))
     assert figures(tmp_path / "strict") == []

@@ -12,6 +12,7 @@ from tests.trainers.test_grpo_faults import STEPS, figures, settings
 from tests.vllm_build import attach, needs_vllm
 from visa_core.config.vllm import VLLMSettings
 from visa_core.models.rewriter import Rewriter
+from visa_core.training import actor
 from visa_trainers import grpo
 
 
@@ -31,7 +32,7 @@ def test_a_run_samples_from_vllm_and_its_sampler_agrees_with_the_trained_weights
     out = tmp_path / "out"
     small = VLLMSettings(kv_cache_gib=0.05, max_rows=8)
     start = {"model": tmp_path / "rewriter", "engine": "vllm", "vllm": small}
-    monkeypatch.setattr(grpo, "group_advantages", lambda r, *_, **__: torch.linspace(-1, 1, len(r)))
+    monkeypatch.setattr(actor, "group_advantages", lambda r, **_: torch.linspace(-1, 1, len(r)))
     grpo.train(settings(small_system, tasks, out, **start))
     rows = figures(out)
     assert len(rows) == STEPS

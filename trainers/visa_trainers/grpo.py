@@ -5,30 +5,28 @@ Shapes: P prompts of a step, G completions each, B = P * G rows, N completion to
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from visa_core.config import GRPOConfig
 from visa_core.data.rewriting import load_rewriting
-from visa_core.models.detector import Detector
-from visa_core.models.fact_analyzer import FactAnalyzer
-from visa_core.models.translator import Translator
-from visa_core.rewards import RewardModel, RewardOutput
+from visa_core.models.rewriter import Rewriter
 from visa_core.rollout.engine import ClosingEngine, CopyingEngine, Engine
-from visa_core.rollout.sampling import SamplingConfig
+from visa_core.training.actor import Actor, Scorers
 from visa_core.training.adapters import put_adapter, write_adapted
+from visa_core.training.clock import Clock
 from visa_core.training.distributed import World, joined_world
+from visa_core.training.experience import Experience
+from visa_core.training.held_out import HeldOut
 from visa_core.training.learner import DTYPES, Learner, finish_run
 from visa_core.training.policy import Policy, reference_of
-from visa_core.training.run import batch_rows, open_run, step_seed
+from visa_core.training.run import open_run, step_seed
 from visa_core.training.samples import write_samples
 from visa_core.training.stage import fitting, load_rewriter
-from visa_core.training.targets import predicted_targets
-from visa_core.types import Prompt, RolloutBatch
-from visa_kernels import group_advantages
+from visa_core.types import RewriteExample
 
 
 def train(config: GRPOConfig) -> Path:
@@ -39,70 +37,73 @@ def train(config: GRPOConfig) -> Path:
 
 def fit(config: GRPOConfig, world: World) -> Path:
     """`train` as one of the ranks of a world."""
-    device = world.device
-    rewriter = load_rewriter(config)
-    put_adapter(rewriter, config.lora, config.seed)
-    model = rewriter.model.to(device, DTYPES[config.weights])
-    reference = reference_of(model, config.kl_beta)
-    detector = Detector.from_pretrained(config.detector).to(device)
-    translator = None
-    if config.translator is not None:
-        translator = Translator.from_pretrained(config.translator).to(device)
-    fact_analyzer = FactAnalyzer.from_pretrained(config.fact_analyzer, device=device)
-    scorer = RewardModel(detector, fact_analyzer, config.reward)
-    sampling = SamplingConfig(
-        temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_completion
-    )
-    examples = load_rewriting(config.data, rewriter.space, seed=config.seed)
-    examples = fitting(rewriter, examples)
-    total_steps = config.steps or max(1, round(config.epochs * len(examples) / config.prompts))
-    policy = Policy(model, reference, rewriter.pad_id, config, total_steps, world)
+    rewriter, examples, total_steps = start(config, world)
+    reference = reference_of(rewriter.model, config.kl_beta, frozen_reference(config, world))
+    policy = Policy(rewriter.model, reference, rewriter.pad_id, config, total_steps, world)
     learner = policy.learner
     rewriter.model = learner.readable
     engine = rewriter.engine(config.engine, config.vllm, keeps_storage=learner.keeps_storage)
+    actor = Actor(rewriter, engine, learner, Scorers(config, world), examples, config, world)
+    held_out = held_out_records(actor, rewriter, config)
     run = open_run(config, total_steps, {"learner": learner}, "grpo", world)
+    held_out.resume(run.first_step)
     synchronise(engine, learner)
 
     for step in run.steps():
         clock = Clock()
-        rows = batch_rows(len(examples), config.prompts, config.seed, step)
-        mine = world.share(config.prompts)
-        batch = [examples[rows[i]] for i in mine]
-        targets_PK = predicted_targets(batch, detector, translator, rewriter.space)
-        prompts = [
-            rewriter.prompt(e.query, e.response, target)
-            for e, target in zip(batch, targets_PK, strict=True)
-        ]
-        clock.mark("target")
-        seed = step_seed(config.seed, step)
-        with learner.whole():
-            rollouts = engine.generate(
-                [p.ids for p in prompts],
-                config.group_size,
-                sampling,
-                seed,
-                first_group=mine.start,
-            )
-        engine.release()
-        clock.mark("sample")
-        rewrites = rewriter.decode(rollouts)
-        rewards = score(scorer, rewrites, prompts, rollouts)
-        clock.mark("score")
-        advantages_B = group_advantages(
-            rewards.reward, rollouts.group_ids, scale=config.advantage_scale
-        )
-        metrics = policy.update(prompts, rollouts, advantages_B, step)
-        synchronise(engine, learner)
-        clock.mark("train")
-        seen = world.average(summary(rewards, rollouts, advantages_B), len(rollouts.lengths))
+        prompts = actor.prompts(step, clock)
+        first = world.share(config.prompts).start
+        batch = actor.collect(prompts, step_seed(config.seed, step), first, clock)
+        batch, advantages_B, drawn = actor.informative(batch, step, clock)
+        with clock.timed("train"):
+            metrics = policy.update(batch.prompts, batch.rollouts, advantages_B, step)
+            synchronise(engine, learner)
+        seen = world.average(summary(batch, advantages_B), len(batch.rewrites))
+        if config.resample.below:
+            seen["drawn_again"] = drawn
+        with clock.timed("eval"):
+            seen |= held_out.evaluate(step, total_steps)
         if config.samples_every and step % config.samples_every == 0 and world.is_main:
-            write_samples(config.out, step, config.samples, prompts, rollouts, rewrites, rewards)
+            write_samples(config.out, step, config.samples, batch)
         run.log(step, seen | metrics | clock.seconds)
 
+    actor.close()
     if isinstance(engine, ClosingEngine):
         engine.close()
     finish_run(world, learner, config.out, partial(write_adapted, rewriter))
     return config.out
+
+
+def start(config: GRPOConfig, world: World) -> tuple[Rewriter, list[RewriteExample], int]:
+    """The rewriter on the world's device with its adapter, the records, and the number of steps."""
+    if config.prompts < world.size:
+        raise ValueError(
+            f"a step has {config.prompts} prompts (--batch-size x --accumulation / --group-size) "
+            f"and there are {world.size} ranks: each needs at least one"
+        )
+    rewriter = load_rewriter(config)
+    put_adapter(rewriter, config.lora, config.seed)
+    rewriter.model.to(world.device, DTYPES[config.weights])
+    examples = fitting(rewriter, load_rewriting(config.data, rewriter.space, seed=config.seed))
+    total_steps = config.steps or max(1, round(config.epochs * len(examples) / config.prompts))
+    return rewriter, examples, total_steps
+
+
+def frozen_reference(config: GRPOConfig, world: World) -> nn.Module | None:
+    """The model of --reference, where one is given."""
+    if config.reference is None:
+        return None
+    model = Rewriter.from_pretrained(config.reference, template=config.template).model
+    return model.to(world.device, DTYPES[config.weights])
+
+
+def held_out_records(actor: Actor, rewriter: Rewriter, config: GRPOConfig) -> HeldOut:
+    """The evaluation that the settings ask for; without data it does nothing."""
+    settings, examples = config.held_out, []
+    if settings.data:
+        examples = load_rewriting(settings.data, rewriter.space, seed=config.seed)
+        examples = fitting(rewriter, examples)
+    return HeldOut(actor, examples, settings, config.out, partial(write_adapted, rewriter))
 
 
 def synchronise(engine: Engine, learner: Learner) -> None:
@@ -113,27 +114,12 @@ def synchronise(engine: Engine, learner: Learner) -> None:
         engine.weights_updated()
 
 
-def score(
-    scorer: RewardModel, rewrites: list[str], prompts: list[Prompt], rollouts: RolloutBatch
-) -> RewardOutput:
-    """Rewards of all rows, each against its prompt's source and target."""
-    asked = [prompts[i] for i in rollouts.group_ids.tolist()]
-    return scorer.score(
-        [p.query for p in asked],
-        [p.source for p in asked],
-        rewrites,
-        torch.stack([p.target for p in asked]),
-        finished=rollouts.finished,
-    )
-
-
-def summary(
-    rewards: RewardOutput, rollouts: RolloutBatch, advantages_B: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def summary(batch: Experience, advantages_B: torch.Tensor) -> dict[str, torch.Tensor]:
     """What to watch in a run: rewards and their parts, lengths, rows cut, groups that teach
     nothing.
     """
-    groups = advantages_B.view(int(rollouts.group_ids.max()) + 1, -1)
+    rewards, rollouts = batch.rewards, batch.rollouts
+    groups = advantages_B.view(len(batch.prompts), -1)
     return {
         "reward": rewards.reward.mean(),
         "cosine": rewards.cosine.mean(),
@@ -147,16 +133,3 @@ def summary(
         "unfinished": (~rollouts.finished).float().mean(),
         "non_finite": torch.tensor(float(rewards.non_finite)),
     }
-
-
-class Clock:
-    """Seconds of a step's phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, name: str) -> None:
-        """The phase that ends now."""
-        now = time.perf_counter()
-        self.seconds[f"{name}_s"], self._last = now - self._last, now

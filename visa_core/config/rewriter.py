@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from visa_core.config.grpo_parts import HeldOutSettings, ResampleSettings
 from visa_core.config.judging import RewardConfig
 from visa_core.config.lora import LoraSettings
 from visa_core.config.scale import ScaleSettings
@@ -61,6 +62,12 @@ class RewriterTraining(ScaleSettings):
     """Continue the run that `out` holds."""
     tensorboard: bool = False
     """Write TensorBoard files too."""
+    track: Literal["none", "wandb", "trackio"] = "none"
+    """Send the figures to Weights & Biases or to Trackio as well, each configured by its own
+    environment (WANDB_MODE=offline, TRACKIO_DIR ...).
+    """
+    track_project: str = "visa"
+    """Name of the project there; the run is named after the folder `out`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,7 +154,24 @@ class GRPOConfig(RewriterTraining):
     temperature: float = 1.0
     """Sampling temperature; logprobs are taken at it too."""
     top_p: float = 1.0
-    """Nucleus of the sampler."""
+    """Nucleus of the sampler: the smallest set of tokens with this probability; 1 keeps all."""
+    top_k: int = 0
+    """Most probable tokens that the sampler keeps; 0 keeps all."""
+    min_p: float = 0.0
+    """Tokens below this share of the most probable one's probability are not sampled."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens of the vocabulary that end a completion beside the model's own end tokens."""
+    chunk: int = 0
+    """Prompts that are sampled at a time, then scored; 0: all of a step's."""
+    overlap: bool = False
+    """Score a chunk in a second thread while the next one is sampled; needs --chunk. The results
+    are those of the same chunks one after another. It helps where the scorers have a processor of
+    their own (--scorer-device).
+    """
+    scorer_device: str | None = None
+    """Device of detector, translator and fact analyzer; without it the policy's."""
+    resample: ResampleSettings = field(default_factory=ResampleSettings)
+    """When prompts whose completions all earn the same are replaced."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] = "dapo"
     """How clipped terms are put together."""
     clip_low: float = 0.2
@@ -155,7 +179,11 @@ class GRPOConfig(RewriterTraining):
     clip_high: float = 0.2
     """The ratio is clipped from above at 1 + clip_high."""
     kl_beta: float = 0.0
-    """Weight of the KL to the starting model; 0 keeps no second model."""
+    """Weight of the KL to a frozen reference; 0 keeps no second model. With an adapter the
+    reference is the base below it, otherwise a copy of the starting model, or `reference`.
+    """
+    reference: Path | None = None
+    """Folder of another model that the KL pulls to."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """What centred rewards are divided by."""
     sampler_correction: Literal[
@@ -170,6 +198,8 @@ class GRPOConfig(RewriterTraining):
     """
     mask_truncated: bool = False
     """Leave completions that were cut at max_completion out of the loss."""
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
+    """Evaluation while it trains."""
     samples_every: int = 0
     """Steps between tables of rewrites in samples.jsonl of the run's folder; 0: none."""
     samples: int = 4
@@ -204,8 +234,22 @@ class GRPOConfig(RewriterTraining):
                 f"--batch-size x --accumulation = {self.completions} completions is no multiple of "
                 f"--group-size = {self.group_size}"
             )
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"--temperature must be above 0 in training, got {self.temperature}")
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+            raise ValueError(
+                "--top-p must be in (0, 1], --min-p in [0, 1) and --top-k at least 0, got "
+                f"{self.top_p}, {self.min_p} and {self.top_k}"
+            )
+        if self.chunk < 0:
+            raise ValueError(f"--chunk must be 0 (all prompts) or more, got {self.chunk}")
+        if self.overlap and not self.chunk:
+            raise ValueError("--overlap needs --chunk: with one chunk there is nothing to overlap")
+        if self.reference is not None and not self.kl_beta:
+            raise ValueError("--reference needs --kl-beta above 0: nothing else reads it")
 
     @property
     def completions(self) -> int:

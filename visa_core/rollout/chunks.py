@@ -54,3 +54,24 @@ def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
         logprobs=torch.cat([batch.logprobs for batch in batches]),
         finished=torch.cat([batch.finished for batch in batches]),
     )
+
+
+def with_groups(rollouts: RolloutBatch, groups: Sequence[int]) -> RolloutBatch:
+    """The rows of these groups in this order; group ids count from 0 anew.
+
+    Rows of a group are adjacent and groups in order, as engines and `joined` give them.
+    """
+    rows_of = [(rollouts.group_ids == group).nonzero()[:, 0] for group in groups]
+    rows = torch.cat(rows_of) if rows_of else torch.zeros(0, dtype=torch.long)
+    lengths, starts = rollouts.lengths[rows], rollouts.cu_seqlens[rows]
+    ends = lengths.cumsum(0)
+    within = torch.arange(int(lengths.sum())) - (ends - lengths).repeat_interleave(lengths)
+    tokens = starts.repeat_interleave(lengths) + within
+    counts = torch.tensor([len(rows) for rows in rows_of], dtype=torch.long)
+    return RolloutBatch(
+        tokens=rollouts.tokens[tokens],
+        cu_seqlens=torch.cat([ends.new_zeros(1), ends]),
+        group_ids=torch.arange(len(groups)).repeat_interleave(counts),
+        logprobs=rollouts.logprobs[tokens],
+        finished=rollouts.finished[rows],
+    )

@@ -69,6 +69,14 @@ class World:
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return most.to(value.device) if isinstance(value, torch.Tensor) else int(most)
 
+    def gather(self, part: torch.Tensor, own: range, n: int) -> torch.Tensor:
+        """All ranks' rows [n, ...] on every rank; `part` holds this rank's, which are `own`."""
+        if self.size == 1:
+            return part
+        whole = part.new_zeros(n, *part.shape[1:])
+        whole[own.start : own.stop] = part
+        return self.sum(whole)
+
     def share(self, n: int) -> range:
         """This rank's contiguous part of n prompts."""
         return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)

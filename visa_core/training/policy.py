@@ -41,10 +41,16 @@ log = logging.getLogger("visa_core.training")
 Metrics = dict[str, torch.Tensor | float]
 
 
-def reference_of(model: nn.Module, kl_beta: float) -> nn.Module | None:
-    """What the KL pulls to: nothing, the model itself with its adapter off, or a frozen copy."""
+def reference_of(
+    model: nn.Module, kl_beta: float, other: nn.Module | None = None
+) -> nn.Module | None:
+    """What the KL pulls to: nothing, another model, the model itself with its adapter off, or a
+    frozen copy of it.
+    """
     if not kl_beta:
         return None
+    if other is not None:
+        return other.eval().requires_grad_(False)
     if hasattr(model, "get_base_model"):
         return model
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -32,6 +32,10 @@ from visa_core.training.checkpoint import (
     write_file,
 )
 from visa_core.training.distributed import World
+from visa_core.training.tracking import open_boards
+
+FREE_TO_CHANGE = ("resume", "tensorboard", "track", "track_project")
+"""Settings that a resumed run may have otherwise."""
 
 
 class Stateful(Protocol):
@@ -106,6 +110,8 @@ class Run:
         save_every: int = 200,
         resume: bool = False,
         tensorboard: bool = False,
+        track: str = "none",
+        track_project: str = "visa",
         label: str = "train",
         config: dict[str, Any] | None = None,
         world: World | None = None,
@@ -124,8 +130,14 @@ class Run:
             self._prepare_folder(config or {}, resume)
         self.world.wait()
         self.first_step = self._restore() if resume else 0
-        writes_board = tensorboard and self.world.is_main
-        self._board = _tensorboard_writer(self.out_dir) if writes_board else None
+        self._boards = open_boards(
+            self.out_dir,
+            label,
+            tensorboard=tensorboard and self.world.is_main,
+            track=track if self.world.is_main else "none",
+            project=track_project,
+            config=json.loads(json.dumps(config or {}, default=str)),
+        )
 
     def _prepare_folder(self, config: dict[str, Any], resume: bool) -> None:
         record = json.loads(
@@ -192,8 +204,8 @@ class Run:
         finally:
             bar.close()
             self._release_signals(previous)
-            if self._board is not None:
-                self._board.close()
+            for board in self._boards:
+                board.close()
 
     def _save_if_due(self, done: int) -> None:
         stopping = bool(self.world.most(int(self._stop_signal is not None)))
@@ -215,7 +227,7 @@ class Run:
         self.world.wait()
 
     def log(self, step: int, metrics: dict[str, float | torch.Tensor]) -> None:
-        """Append a line to metrics.jsonl (and TensorBoard) and show the first figures in the
+        """Append a line to metrics.jsonl (and to the boards) and show the first figures in the
         progress bar; on rank 0, the others do nothing.
         """
         if not self.world.is_main:
@@ -231,9 +243,8 @@ class Run:
                 "--resume."
             ) from error
         self._postfix = {key: f"{value:.3g}" for key, value in list(values.items())[:4]}
-        if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(f"{self.label}/{key}", value, step)
+        for board in self._boards:
+            board.log(step, values)
 
     def finish(self) -> None:
         """The stage's result is saved: its checkpoints are no longer needed."""
@@ -274,6 +285,8 @@ def open_run(
         save_every=settings.save_every,
         resume=settings.resume,
         tensorboard=settings.tensorboard,
+        track=getattr(settings, "track", "none"),
+        track_project=getattr(settings, "track_project", "visa"),
         label=label,
         config=asdict(settings),  # type: ignore[call-overload]
         world=world,
@@ -303,7 +316,7 @@ def _keep_metrics_before(path: Path, step: int) -> None:
 def _refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     before, after = _flatten(old), _flatten(new)
     changed = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
-    changed = [k for k in changed if k.rsplit(".", 1)[-1] not in ("resume", "tensorboard")]
+    changed = [k for k in changed if k.rsplit(".", 1)[-1] not in FREE_TO_CHANGE]
     if changed:
         listed = ", ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in changed[:5])
         raise CheckpointError(
@@ -319,13 +332,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         for key, sub in tree.items()
         for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def _tensorboard_writer(out_dir: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "--tensorboard needs the package tensorboard: pip install 'visa-core[tracking]'"
-        ) from error
-    return SummaryWriter(str(out_dir / "tensorboard"))

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from visa_core.rewards import RewardOutput
-from visa_core.types import Prompt, RolloutBatch
+from visa_core.training.experience import Experience
 
 NAME = "samples.jsonl"
 
 
-def write_samples(
-    folder: Path,
-    step: int,
-    number: int,
-    prompts: Sequence[Prompt],
-    rollouts: RolloutBatch,
-    rewrites: Sequence[str],
-    rewards: RewardOutput,
-) -> None:
+def write_samples(folder: Path, step: int, number: int, batch: Experience) -> None:
     """Append the best and the worst rewrite of the step's first `number` prompts, one line each."""
+    prompts, rollouts, rewards = batch.prompts, batch.rollouts, batch.rewards
     owner = rollouts.group_ids
     lines = []
     for group, prompt in enumerate(prompts[:number]):
@@ -37,7 +28,7 @@ def write_samples(
                     "query": prompt.query,
                     "response": prompt.source,
                     "target": [round(x, 4) for x in prompt.target.tolist()],
-                    "rewrite": rewrites[row],
+                    "rewrite": batch.rewrites[row],
                     "reward": float(rewards.reward[row]),
                     "cosine": float(rewards.cosine[row]),
                     "fwd": float(rewards.consistency.fwd[row]),

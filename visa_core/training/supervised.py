@@ -177,6 +177,11 @@ def _parameter_groups(
     ]
 
 
+KEPT_FILES = ("metrics.jsonl", "samples.jsonl", "track.txt")
+KEPT_FOLDERS = ("tensorboard", "wandb", "best")
+"""What of a run's folder stays beside its result."""
+
+
 def write_result(run_folder: Path, write: Callable[[Path], None]) -> None:
     """Replace a finished run's folder by its model and the record of the run, in one rename.
 
@@ -184,10 +189,11 @@ def write_result(run_folder: Path, write: Callable[[Path], None]) -> None:
     """
     with atomic_folder(run_folder) as scratch:
         write(scratch)
-        shutil.copy2(run_folder / "metrics.jsonl", scratch / "metrics.jsonl")
-        if (run_folder / "samples.jsonl").is_file():
-            shutil.copy2(run_folder / "samples.jsonl", scratch / "samples.jsonl")
+        for name in KEPT_FILES:
+            if (run_folder / name).is_file():
+                shutil.copy2(run_folder / name, scratch / name)
         record = json.loads((run_folder / "run.json").read_text()) | {"finished": True}
         (scratch / "run.json").write_text(json.dumps(record, indent=1))
-        if (run_folder / "tensorboard").is_dir():
-            shutil.copytree(run_folder / "tensorboard", scratch / "tensorboard")
+        for name in KEPT_FOLDERS:
+            if (run_folder / name).is_dir():
+                shutil.copytree(run_folder / name, scratch / name, symlinks=True)
