@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,11 +59,9 @@ class Job:
         scratch: Tensor | None = None,
         counters: Tensor | None = None,
     ) -> None:
-        def new(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=logprobs.device)
-
+        new = partial(logprobs.new_empty, dtype=torch.float32)
         self.reward_mask = reward_mask
-        self.results = (new(), new(logprobs.numel()), new(len(METRICS)))
+        self.results = (new(()), new(logprobs.numel()), new(len(METRICS)))
         loss, dlogprobs, metrics = self.results
         typed = [
             None if x is None else _plain(x)

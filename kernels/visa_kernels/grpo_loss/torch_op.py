@@ -85,16 +85,18 @@ def run(
     )
     if torch.compiler.is_compiling() or type(logprobs) not in PLAIN:
         loss, _, values = _grpo_loss(*arguments)
-        values = values.detach()
+        values = values.detach().unbind()
     else:
-        loss, values = _Loss.apply(logprobs, arguments)
-    named = dict(zip(METRICS, values.unbind(), strict=True))
-    used = {
-        "correction_capped_frac": sampler_correction != "none",
-        "ref_kl": ref_logprobs is not None,
-        "entropy": entropy is not None,
-    }
-    return loss, {name: value for name, value in named.items() if used.get(name, True)}
+        loss = _Loss.apply(logprobs, arguments, found := [])
+        values = found[0]
+    named = dict(zip(METRICS, values, strict=True))
+    if sampler_correction == "none":
+        del named["correction_capped_frac"]
+    if ref_logprobs is None:
+        del named["ref_kl"]
+    if entropy is None:
+        del named["entropy"]
+    return loss, named
 
 
 def _forward(
@@ -193,22 +195,25 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logprobs: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        loss, dlogprobs, metrics = _kernel(arguments[-1])(*arguments[:-1])
-        _keep_gradient(ctx, arguments, (loss, dlogprobs))
-        ctx.mark_non_differentiable(metrics)
-        return loss, metrics
+    def forward(
+        ctx: Any, logprobs: Tensor, arguments: tuple[Any, ...], metrics: list[tuple[Tensor, ...]]
+    ) -> Tensor:
+        loss, dlogprobs, values = _kernel(arguments[-1])(*arguments[:-1])
+        metrics.append(values.unbind())  # not an output: autograd would have to be told to leave it
+        ctx.save_for_backward(dlogprobs)
+        ctx.dtype = logprobs.dtype
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, None]:
-        if grad_loss is None or torch._C._autograd._get_current_graph_task_keep_graph():
-            return _scale_gradient(ctx, grad_loss)[0], None
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
+        (dlogprobs,) = ctx.saved_tensors
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return (dlogprobs * grad_loss).to(ctx.dtype), None, None
         # Nothing will read the saved gradient again: it is scaled in place, and not at all by the 1
         # of loss.backward() where that is known without a sync.
-        (dlogprobs,) = ctx.saved_tensors
         if type(grad_loss) is not Tensor or grad_loss.is_cuda or grad_loss.item() != 1.0:
             dlogprobs.mul_(grad_loss)
-        return dlogprobs.to(ctx.dtype), None
+        return dlogprobs.to(ctx.dtype), None, None
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
