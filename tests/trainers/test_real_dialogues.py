@@ -64,7 +64,7 @@ def system(
     for name in ("detector", "translator", "fact_analyzer"):
         parts += [f"--{name.replace('_', '-')}", out / name]
     sizes = ["--batch-size", "4", "--accumulation", "1", "--group-size", "2"]
-    sizes += ["--max-completion", "24"]
+    sizes += ["--max-completion", "24", "--reward.unfinished", "penalty"]  # none ends by itself
     visa("train", "grpo", *rewriter, *parts, *sizes, "--model", out / "sft", "--out", out / "grpo")
     write_system(out, rewriter="grpo")
     return out

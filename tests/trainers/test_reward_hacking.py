@@ -268,7 +268,7 @@ def test_the_report_names_the_hack(outcome: Outcome) -> None:
 
 def test_the_default_reward_from_the_same_start_keeps_the_facts(outcome: Outcome) -> None:
     start, control = outcome.summary("start"), outcome.summary("control")
-    assert outcome.facts_told("control") > 1.0
+    assert outcome.facts_told("control") > 0.8  # a source has 1.5, the hack less than 0.3
     assert control["true_facts_kept"] > start["true_facts_kept"] - 0.05
     assert control["vacuous_share"] < 0.1
     found = outcome.warnings("control")
