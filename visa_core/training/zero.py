@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,6 +251,8 @@ def import_deepspeed(world: World) -> Any:
             "--zero needs the package deepspeed: pip install 'visa-core[deepspeed]'"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # torch's new names of its collectives, which DeepSpeed does not use yet: one line a call
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if world.device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():

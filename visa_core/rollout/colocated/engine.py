@@ -12,7 +12,7 @@ from torch import nn
 from visa_core.config.vllm import VLLMSettings
 from visa_core.rollout.colocated import adapters, weight_copy, weight_map
 from visa_core.rollout.colocated.kv_memory import KVMemory
-from visa_core.rollout.colocated.start import start
+from visa_core.rollout.colocated.start import in_process_group, kept_process_group, start
 from visa_core.rollout.errors import RolloutError
 from visa_core.rollout.sampling import SamplingConfig, row_seed
 from visa_core.types import RolloutBatch
@@ -51,6 +51,7 @@ class VLLMEngine:
         self.shares = keeps_storage and self.settings.weights == "views"
         self._failed: str | None = None
         self._stale = True
+        self._in_group = in_process_group()
         base = adapters.base_model(model)
         self.llm = start(base, self.settings, max_length)
         self.max_length = int(self.llm.llm_engine.vllm_config.model_config.max_model_len)
@@ -178,7 +179,8 @@ class VLLMEngine:
             self.kv.release()
             weight_map.unshare(self.trained.plain)
         del self.vllm_model, self.places, self.kv  # nothing here keeps vLLM's memory alive
-        llm.llm_engine.engine_core.shutdown()
+        with kept_process_group(self._in_group):
+            llm.llm_engine.engine_core.shutdown()
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
         if self._failed is not None:

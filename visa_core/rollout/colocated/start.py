@@ -103,12 +103,36 @@ def _device_options(settings: VLLMSettings, on_cpu: bool) -> dict[str, Any]:
     return options
 
 
+def in_process_group() -> bool:
+    """Whether the trainer has a process group, which vLLM then works in as well."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def kept_process_group(ours: bool) -> Iterator[None]:
+    """vLLM's end takes torch's default process group with it; inside, `ours` outlives it."""
+    if not ours:
+        yield
+        return
+    distributed = torch.distributed
+    destroy = distributed.destroy_process_group
+
+    def but_the_default(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    distributed.destroy_process_group = but_the_default
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group = destroy
+
+
 def _rank_options() -> dict[str, Any]:
     """With several ranks each has an engine of its own beside the trainer's process group."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        if distributed.get_world_size() > 1:
-            return {"distributed_executor_backend": "external_launcher"}
+    if in_process_group() and torch.distributed.get_world_size() > 1:
+        return {"distributed_executor_backend": "external_launcher"}
     return {}
 
 
