@@ -99,6 +99,7 @@ def _measure(
             command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     if options.headline:
         command.append("--headline")
+    command += ["--clock", options.clock]
     done = subprocess.run(
         command, cwd=lane, env=_environment(side), capture_output=True, text=True
     )

@@ -31,6 +31,8 @@ class Effort:
     """Rounds."""
     providers: tuple[str, ...] = ()
     """Names to time; empty for all."""
+    clock: str = "wall"
+    """Of a CPU's times: a name of `timing.CLOCKS`."""
     keep_pages: bool = False
     """Take times with an allocator that keeps what is freed; memory is measured without."""
 
@@ -156,7 +158,12 @@ def _add_times(
     contenders = runs | {name: limit.run for name, limit in ceilings.items()}
     with memory.kept_pages(effort.keep_pages):
         times = timing.rounds(
-            contenders, effort.device, effort.seconds, least=effort.least, most=effort.most
+            contenders,
+            effort.device,
+            effort.seconds,
+            least=effort.least,
+            most=effort.most,
+            clock=effort.clock,
         )
     arrays = {name: np.array(each) for name, each in times.items()}
     floors = _floors(case, ceilings, arrays)

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(0)
     where = machine.describe(options.device)
     if options.device == "cpu":
-        where["allocator"] = options.allocator
+        where |= {"allocator": options.allocator, "clock": options.clock}
     bandwidth = copy_bandwidth(options.device)
     revision = machine.short(where["commit"])
     print(f"{where['device']}, copy {bandwidth / 1e9:.1f} GB/s, commit {revision}")
@@ -88,6 +88,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=("keep", "system"),
         default="keep",
         help="while times are taken on a CPU: keep freed pages in the process, or the system's way",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=tuple(timing.CLOCKS),
+        default="wall",
+        help="on a CPU: time that passes, or this process's CPU time, for a busy machine",
     )
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument(
@@ -131,6 +137,7 @@ def rows_of(
         least=options.min_rounds or MIN_RUNS,
         most=MAX_RUNS,
         providers=tuple(options.provider),
+        clock=options.clock,
         keep_pages=options.device == "cpu" and options.allocator == "keep",
     )
     rows = measure(op, case, effort)

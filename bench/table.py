@@ -102,8 +102,9 @@ def sources(results: list[Result]) -> list[str]:
     said = []
     for result in results:
         versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if v)
+        clock = ", CPU time" if result.get("clock") == "cpu" else ""
         said.append(
-            f"{result['device']}, {result['torch_threads']} threads, {versions}, "
+            f"{result['device']}, {result['torch_threads']} threads{clock}, {versions}, "
             f"commit {machine.short(result['commit'])}, {result['date']}."
         )
     return sorted(set(said))

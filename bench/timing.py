@@ -20,27 +20,42 @@ WARMUPS = 3
 SLOW = 0.3
 """Seconds of a call that one more run is warm-up enough for: it has run in the gate before."""
 
-SLICE = 2e-4
-"""A contender's turn is repeated until it lasts about this many seconds (on a CPU)."""
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What a CPU's seconds are: those that pass, or those that this process computes for, of all its
+threads together. The second leaves out the turns of other programs on a busy machine; where
+threads wait for each other it counts the waiting."""
+
+SLICE = 5e-3
+"""A contender's turn is repeated until it lasts about this many seconds (on a CPU), so that little
+of it is spent on caches that the one before has filled: code of torch that two contenders share
+would otherwise be there for one and not for the other."""
 
 
 def rounds(
-    runs: dict[str, Run], device: str, seconds: float, *, least: int, most: int, flush: bool = True
+    runs: dict[str, Run],
+    device: str,
+    seconds: float,
+    *,
+    least: int,
+    most: int,
+    flush: bool = True,
+    clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, one entry per round.
 
     Rounds go on until `seconds` per contender are spent, but at least `least` and at most `most`.
-    On a GPU each call is timed by events after the L2 cache was overwritten (`flush`).
+    On a GPU each call is timed by events after the L2 cache was overwritten (`flush`), on a CPU by
+    one of CLOCKS.
     """
-    clock = _OnGpu(flush) if device == "cuda" else _OnCpu()
-    repeats = {name: clock.warm_up(run) for name, run in runs.items()}
+    timer = _OnGpu(flush) if device == "cuda" else _OnCpu(CLOCKS[clock])
+    repeats = {name: timer.warm_up(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     stop = time.perf_counter() + seconds * len(runs)
     count = 0
     with _no_collection():
         while count < least or (count < most and time.perf_counter() < stop):
             for name, run in runs.items():
-                times[name].append(clock.seconds(run, repeats[name]))
+                times[name].append(timer.seconds(run, repeats[name]))
             count += 1
     return times
 
@@ -59,19 +74,24 @@ def _no_collection() -> Iterator[None]:
 
 
 class _OnCpu:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+
     def warm_up(self, run: Run) -> int:
         """Run a few times, a slow one once; how often to repeat it in a turn."""
         for _ in range(WARMUPS):
-            took = self.seconds(run, 1)
+            start = time.perf_counter()
+            run()
+            took = time.perf_counter() - start
             if took > SLOW:
                 break
         return int(min(max(SLICE / max(took, 1e-9), 1), 1000))
 
     def seconds(self, run: Run, repeats: int) -> float:
-        start = time.perf_counter()
+        start = self.now()
         for _ in range(repeats):
             run()
-        return (time.perf_counter() - start) / repeats
+        return (self.now() - start) / repeats
 
 
 class _OnGpu:

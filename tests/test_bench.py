@@ -147,10 +147,17 @@ def test_errors_are_those_of_numpy() -> None:
 
 def test_providers_take_turns(only: Callable[..., registry.Op]) -> None:
     order: list[str] = []
-    runs = {name: lambda name=name: order.append(name) or time.sleep(3e-4) for name in "abc"}
+    runs = {name: lambda name=name: order.append(name) or time.sleep(6e-3) for name in "abc"}
     times = timing.rounds(runs, "cpu", 0.0, least=4, most=4)
     assert order[-12:] == list("abcabcabcabc")
     assert {name: len(each) for name, each in times.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+@pytest.mark.parametrize("clock,least,most", [("wall", 0.02, 1.0), ("cpu", 0.0, 0.01)])
+def test_waiting_is_no_cpu_time(clock: str, least: float, most: float) -> None:
+    runs = {"waits": lambda: time.sleep(0.02)}
+    times = timing.rounds(runs, "cpu", 0.0, least=3, most=3, clock=clock)["waits"]
+    assert all(least <= each < most for each in times)
 
 
 def test_ratios_and_shares_of_the_floor(tmp_path: Path, only: Callable[..., registry.Op]) -> None:
