@@ -17,6 +17,7 @@ from visa_core.models.rewriter import Rewriter
 from visa_core.training.adapters import put_adapter, write_adapted
 from visa_core.training.distributed import World, joined_world
 from visa_core.training.forward import autocast, completion_logits
+from visa_core.training.fp8 import put_fp8
 from visa_core.training.learner import DTYPES, finish_run, make_learner
 from visa_core.training.run import batch_rows, open_run
 from visa_core.training.stage import load_rewriter, report_set_aside
@@ -39,6 +40,8 @@ def train(config: SFTConfig) -> Path:
         rewriter = load_rewriter(config)
         put_adapter(rewriter, config.lora, config.seed)
         rewriter.model.to(world.device, DTYPES[config.weights]).train()
+        if config.fp8:
+            put_fp8(rewriter.model)
         rows = encode(
             rewriter, load_rewriting(config.data, rewriter.space, references=True, seed=config.seed)
         )
