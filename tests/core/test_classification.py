@@ -31,6 +31,21 @@ def test_macro_f1_is_the_f1_of_macro_precision_and_macro_recall():
     assert macro_f1(GUESS, TRUTH) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
+def test_macro_f1_is_made_of_scikit_learns_precision_and_recall():
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(0)
+    for rate in (0.02, 0.1, 0.5):
+        truth, guess = (torch.rand(200, 20, generator=generator) < rate for _ in range(2))
+        precision, recall = (
+            measure(truth.numpy(), guess.numpy(), average="macro", zero_division=0)
+            for measure in (metrics.precision_score, metrics.recall_score)
+        )
+        wanted = 2 * precision * recall / (precision + recall)
+        assert macro_f1(guess, truth) == pytest.approx(wanted, rel=1e-9)
+        each = metrics.f1_score(truth.numpy(), guess.numpy(), average=None, zero_division=0)
+        assert per_category_f1(guess, truth).tolist() == pytest.approx(each.tolist(), abs=1e-9)
+
+
 def test_per_category_f1_by_hand():
     assert per_category_f1(GUESS, TRUTH).tolist() == pytest.approx([1 / 2, 4 / 5, 0])
 

@@ -52,14 +52,19 @@ def fill_cache(
     asked = 0
     while window := list(islice(source, WINDOW)):
         asked += len(window)
-        rows = ray.data.from_items([{"key": key, **asdict(c)} for key, c in window])
-        # As many batches as workers can share; from_items may leave all rows in one block.
+        # As many blocks as workers can share, made here: a task that deals them out would wait for
+        # a processor that the workers hold.
         blocks = min(len(window), max(config.actors, len(window) // BATCH))
-        answered = rows.repartition(blocks).map_batches(
+        rows = ray.data.from_items(
+            [{"key": key, **asdict(c)} for key, c in window], override_num_blocks=blocks
+        )
+        answered = rows.map_batches(
             Worker,
             fn_constructor_args=(config, space),
             batch_size=BATCH,
-            compute=ray.data.ActorPoolStrategy(size=config.actors),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=config.actors, initial_size=config.actors
+            ),
         )
         try:
             for row in answered.iter_rows():
@@ -120,7 +125,7 @@ class Worker:
         chat = getattr(self.annotator, "chat", None)
         if chat is None:
             return None
-        record = asdict(chat.account)
+        record = chat.account.record()
         chat.account = Account(
             input_price=chat.account.input_price, output_price=chat.account.output_price
         )
@@ -153,9 +158,9 @@ def _keep(row: Mapping[str, Any], annotator: Annotator, cache: AnnotationCache) 
 
 def _cause(error: BaseException) -> str:
     """The innermost reason; Ray wraps what a worker raised."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _ray() -> Any:

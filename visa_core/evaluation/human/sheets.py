@@ -74,7 +74,9 @@ def read_system(argument: str, vectors: str, space: ValueSpace) -> System:
             space.vector(row[vectors])
             identity = _identity(row)
             if identity in rows:
-                raise ValueError("its id, or query and response, was there before")
+                raise ValueError(
+                    "its id, or query and response, was there before: give each row its own id"
+                )
         except ValueError as error:
             raise DataError(f"{path}:{line}: {error}") from None
         rows[identity] = row
