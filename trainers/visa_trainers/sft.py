@@ -40,8 +40,6 @@ def train(config: SFTConfig) -> Path:
         rewriter = load_rewriter(config)
         put_adapter(rewriter, config.lora, config.seed)
         rewriter.model.to(world.device, DTYPES[config.weights]).train()
-        if config.fp8:
-            put_fp8(rewriter.model)
         rows = encode(
             rewriter, load_rewriting(config.data, rewriter.space, references=True, seed=config.seed)
         )
@@ -59,6 +57,8 @@ def fit(
     """Cross entropy on the rows' completions, then `write` into `config.out`; returns it."""
     model, step_rows = rewriter.model, config.batch_size * config.accumulation
     total_steps = config.steps or max(1, round(config.epochs * len(rows) / step_rows))
+    if config.fp8:
+        put_fp8(model)
     learner = make_learner(model, config, total_steps, world)
     run = open_run(config, total_steps, {"learner": learner}, stage, world)
     for step in run.steps():

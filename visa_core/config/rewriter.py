@@ -110,9 +110,15 @@ class SFTConfig(RewriterTraining):
     """
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Train an adapter instead of the weights."""
+    fp8: bool = False
+    """Products of the linear layers below the head in float8, through torchao; needs a GPU that has
+    them (Hopper or newer).
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.fp8 and (self.zero == 3 or self.lora.rank):
+            raise ValueError("--fp8 needs whole, trained weights: no --zero 3 and no --lora.rank")
         for name in ("batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(
