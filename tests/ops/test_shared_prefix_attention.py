@@ -151,6 +151,18 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     check_budget(got, p, mask_of(len(p.q), rule(PROMPTS, COMPLETIONS)))
 
 
+@pytest.mark.slow
+@each_backend("shared_prefix_attention")
+def test_in_one_compiled_graph(backend: str, device: str) -> None:
+    torch.compiler.reset()
+    layout = layout_of((5, 0, 3), ((4, 2), (3,), ()))
+    p = problem(len(layout.position_ids), 2, 1, 16, torch.float32)
+    op = op_for(layout, backend, device, p.scale)
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
+    for have, want in zip(by_op(p, compiled, device), by_op(p, op, device), strict=True):
+        torch.testing.assert_close(have, want)
+
+
 @pytest.mark.gpu
 def test_large_groups_on_a_gpu() -> None:
     """A 512-token prompt and 8 completions of 256, twice, in bf16, without a read-back; the
