@@ -61,9 +61,8 @@ class _Linear(torch.autograd.Function):
         dy_NO = dy.reshape(-1, dy.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         dx = _product(dy_NO, weight_OI.t()).view_as(x) if wants_x else None
-        dweight = None
-        if wants_weight:
-            dweight = _product(dy_NO.t(), x.reshape(-1, x.shape[-1]).t())
+        # MKL reads both transposed as they lie; oneDNN would copy them first, which costs it the lead.
+        dweight = dy_NO.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None
         return dx, dweight, dy_NO.sum(0) if wants_bias else None
 
 
