@@ -221,9 +221,9 @@ class AdaptiveConfig:
 
 
 EMBEDDED_UPDATE = UpdateConfig(steps=24, batch_size=8, lr=1e-2)
-"""Of the embedded scenario, whose base is small enough to learn fast. Long enough that a mock update
-ranks targets as a long one does: after 16 steps of half the rate, texts that are hard to learn had
-left the base's values alone, and won.
+"""Of the embedded scenario, whose base is small enough to learn fast. Long enough to rank targets
+as a long training does: after 16 steps at half the rate, texts that are hard to learn had left the
+base's values alone, and won.
 """
 
 EMBEDDED_SIGMA = 0.2
