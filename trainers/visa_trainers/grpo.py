@@ -42,7 +42,12 @@ def fit(config: GRPOConfig, world: World) -> Path:
     policy = Policy(rewriter.model, reference, rewriter.pad_id, config, total_steps, world)
     learner = policy.learner
     rewriter.model = learner.readable
-    engine = rewriter.engine(config.engine, config.vllm, keeps_storage=learner.keeps_storage)
+    engine = rewriter.engine(
+        config.engine,
+        config.vllm,
+        keeps_storage=learner.keeps_storage,
+        eager=config.eager_sampling,
+    )
     actor = Actor(rewriter, engine, learner, Scorers(config, world), examples, config, world)
     held_out = held_out_records(actor, rewriter, config)
     run = open_run(config, total_steps, {"learner": learner}, "grpo", world)

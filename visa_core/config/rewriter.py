@@ -212,6 +212,8 @@ class GRPOConfig(RewriterTraining):
     """Prompts of such a table, each with its best and its worst rewrite."""
     engine: Literal["hf", "vllm"] = "hf"
     """What samples: the trained module itself, or vLLM in the same process."""
+    eager_sampling: bool = False
+    """No CUDA graphs in the hf engine on a GPU: slower, for models that cannot be captured."""
     vllm: VLLMSettings = field(default_factory=VLLMSettings)
     """How vLLM runs."""
     lora: LoraSettings = field(default_factory=LoraSettings)

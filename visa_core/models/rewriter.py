@@ -184,7 +184,12 @@ class Rewriter:
         return sorted({self.tokenizer.eos_token_id, *more})
 
     def engine(
-        self, name: str = "hf", vllm: VLLMSettings | None = None, *, keeps_storage: bool = True
+        self,
+        name: str = "hf",
+        vllm: VLLMSettings | None = None,
+        *,
+        keeps_storage: bool = True,
+        eager: bool = False,
     ) -> Engine:
         """An engine over this model's own weights; see `visa_core.rollout.factory.make_engine`."""
         return make_engine(
@@ -195,6 +200,7 @@ class Rewriter:
             max_length=self.max_prompt + self.max_completion,
             vllm=vllm,
             keeps_storage=keeps_storage,
+            eager=eager,
         )
 
     def prompt(self, query: str, response: str, target: torch.Tensor) -> Prompt:

@@ -22,15 +22,17 @@ def make_engine(
     max_length: int | None = None,
     vllm: VLLMSettings | None = None,
     keeps_storage: bool = True,
+    eager: bool = False,
 ) -> Engine:
     """An engine over `model`, a Hugging Face causal LM or a peft model around one.
 
     For vllm the model must have its final dtype and device: its parameters become views of vLLM's
     tensors. max_length: longest prompt plus completion in tokens. keeps_storage: False where the
     trainer partitions the parameters; vLLM then has its own copy (`VLLMEngine.load_weights`).
+    eager: the hf engine makes no CUDA graphs.
     """
     if name == "hf":
-        return HFEngine(model, stop_ids, pad_id)
+        return HFEngine(model, stop_ids, pad_id, eager=eager)
     if name == "vllm":
         from visa_core.rollout.colocated.engine import VLLMEngine
 

@@ -17,6 +17,7 @@ from torch import nn
 from visa_core.rollout.chunks import joined
 from visa_core.rollout.decoding import shared
 from visa_core.rollout.decoding.decoder import Unsupported
+from visa_core.rollout.decoding.graphs import GraphDecoder
 from visa_core.rollout.decoding.linears import onednn_linears
 from visa_core.rollout.decoding.loop import NOTHING, sample
 from visa_core.rollout.decoding.memory import groups_at_once
@@ -34,9 +35,12 @@ class HFEngine:
 
     `stop_ids` end a completion and are kept as its last token. Models whose attention cannot be
     exchanged are sampled through transformers' own cache, which is slower; a log line says so.
+    On a GPU steps are replayed as CUDA graphs, with caches of fixed size, unless `eager`.
     """
 
-    def __init__(self, model: nn.Module, stop_ids: Sequence[int], pad_id: int) -> None:
+    def __init__(
+        self, model: nn.Module, stop_ids: Sequence[int], pad_id: int, *, eager: bool = False
+    ) -> None:
         if not stop_ids:
             raise ValueError(
                 "the engine needs at least one stop token; set eos_token in the model's tokenizer"
@@ -44,6 +48,7 @@ class HFEngine:
         self.model = model
         self.stop_ids = sorted(set(stop_ids))
         self.pad_id = pad_id
+        self.eager = eager
         self.why_plain = _why_plain(model)
         """Why transformers' own cache is used; None where prompts stand once a group."""
         if self.why_plain is not None:
@@ -103,7 +108,9 @@ class HFEngine:
         if self.why_plain is None:
             try:
                 inner = _inner(self.model)
-                decoder = shared.SharedDecoder(inner, sampling.max_new_tokens)
+                graphs = inner.device.type == "cuda" and not self.eager
+                kind = GraphDecoder if graphs else shared.SharedDecoder
+                decoder = kind(inner, sampling.max_new_tokens)
                 with torch.inference_mode(), shared.decode_attention(inner), onednn_linears(inner):
                     return sample(decoder, *request)
             except Unsupported as reason:

@@ -40,6 +40,10 @@ class GroupCache:
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.written = -1
         """Own tokens of every slot before the one at hand; -1 while prompts are read."""
+        self.at_1: torch.Tensor | None = None
+        """`written` on the device, [1] int64, where addresses and shapes must stand still."""
+        self.window = 0
+        """Own tokens that are attended to then, those from `at_1` on being masked."""
         self.groups_S = torch.arange(len(prompts)).repeat_interleave(completions)
         self.hidden_PT: torch.Tensor | None = None
         if not self.even:
@@ -83,23 +87,53 @@ class GroupCache:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         slots, heads, _, size = q.shape
-        key_heads, end = k.shape[1], self.written + 1
+        key_heads = k.shape[1]
         own_k, own_v = (x[:slots] for x in self.own[layer])
-        own_k[:, :, self.written], own_v[:, :, self.written] = k[:, :, 0], v[:, :, 0]
+        end = self._write(own_k, own_v, k, v)
         prompt_k, prompt_v = self.prompt[layer]
         q = (q * scale).view(slots, key_heads, heads // key_heads, size)
         scores = torch.cat(
-            [
-                self._prompt_scores(q, prompt_k),
-                _scores(q.flatten(0, 1), own_k.flatten(0, 1)[:, :end]).unflatten(0, q.shape[:2]),
-            ],
-            -1,
+            [self._prompt_scores(q, prompt_k), self._own_scores(q, own_k[:, :, :end])], -1
         )
         probs = scores.softmax(-1).to(v.dtype)
         of_prompt = self._grouped(probs[..., : self.longest])
         out = self._ungrouped(torch.bmm(of_prompt, prompt_v.flatten(0, 1)))
         own = torch.bmm(probs[..., self.longest :].flatten(0, 1), own_v.flatten(0, 1)[:, :end])
         return (out + own.view_as(out)).reshape(slots, 1, heads, size)
+
+    def _write(
+        self, own_k: torch.Tensor, own_v: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> int:
+        """Keys and values [S, Hk, 1, D] of the token at hand to their place; how many to read."""
+        if self.at_1 is None:
+            own_k[:, :, self.written], own_v[:, :, self.written] = k[:, :, 0], v[:, :, 0]
+            return self.written + 1
+        own_k.index_copy_(2, self.at_1, k)
+        own_v.index_copy_(2, self.at_1, v)
+        return self.window
+
+    def _own_scores(self, q_SHRD: torch.Tensor, own_k: torch.Tensor) -> torch.Tensor:
+        """[S, Hk, R, end] float32, -inf where nothing is written yet."""
+        scores = _scores(q_SHRD.flatten(0, 1), own_k.flatten(0, 1)).unflatten(0, q_SHRD.shape[:2])
+        if self.at_1 is None:
+            return scores
+        places = torch.arange(self.window, device=scores.device)
+        return scores.masked_fill(places > self.at_1, float("-inf"))
+
+    def stand_still(self) -> None:
+        """From now on the place to write is read from the device; what is unwritten is zero, since
+        a masked NaN would still spread.
+        """
+        self.at_1 = torch.full((1,), self.written, device=self.device)
+        for pair in self.own:
+            for x in pair:
+                x.zero_()
+
+    def advance(self) -> None:
+        """The token at hand is written in every layer."""
+        self.written += 1
+        if self.at_1 is not None:
+            self.at_1 += 1
 
     def _prompt_scores(self, q_SHRD: torch.Tensor, k_PHTD: torch.Tensor) -> torch.Tensor:
         """[S, Hk, R, T] float32, -inf behind short prompts."""
@@ -175,7 +209,7 @@ class GroupCache:
 
     def positions(self) -> torch.Tensor:
         """Position of the token at hand in every slot's row, [S] int64."""
-        return self.starts_S + self.written
+        return self.starts_S + (self.written if self.at_1 is None else self.at_1)
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,12 @@ class Decoder(Protocol):
         """Read each prompt once; logits [B, V] for the first token of its completions."""
         ...
 
+    def worth_dropping(self, ended_S: torch.Tensor) -> bool:
+        """Whether dropping the slots whose rows have ended ([S] bool on the CPU) saves more than
+        it takes. Rows that stay go on being written, to no effect.
+        """
+        ...
+
     def keep(self, alive_S: torch.Tensor) -> torch.Tensor:
         """Drop the slots that are not alive ([S] bool on the CPU); which slots the remaining ones
         were, [S'] int64 on the model's device.

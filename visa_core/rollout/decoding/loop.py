@@ -33,6 +33,7 @@ def sample(
     tokens_BT = torch.full((rows, limit), NOTHING, device=device)
     logprobs_BT = torch.zeros(rows, limit, device=device)
     row_S = torch.arange(rows, device=device)
+    ended_S = torch.zeros(rows, dtype=torch.bool)
     every, looked = (GPU_CHECK if device.type == "cuda" else 1), 0
     for at in range(limit):
         token_S, logprob_S = draw(logits_SV, sampling, uniform_BT[row_S, at])
@@ -41,11 +42,12 @@ def sample(
             break
         if (at + 1) % every == 0:
             recent = tokens_BT[:, looked : at + 1][row_S]
-            ended_S, looked = torch.isin(recent, stops).any(1).cpu(), at + 1
+            ended_S, looked = ended_S | torch.isin(recent, stops).any(1).cpu(), at + 1
             if ended_S.all():
                 break
-            if ended_S.any():
+            if decoder.worth_dropping(ended_S):
                 kept = decoder.keep(~ended_S)
                 row_S, token_S = row_S[kept], token_S[kept]
+                ended_S = torch.zeros(len(kept), dtype=torch.bool)
         logits_SV = decoder.step(token_S)
     return tokens_BT, logprobs_BT

@@ -34,6 +34,10 @@ class PlainDecoder:
         self.mask_ST = mask_PT.repeat_interleave(completions, 0)
         return output.logits[:, -1].repeat_interleave(completions, 0)
 
+    def worth_dropping(self, ended_S: torch.Tensor) -> bool:
+        """See Decoder."""
+        return bool(ended_S.any())
+
     def keep(self, alive_S: torch.Tensor) -> torch.Tensor:
         """See Decoder."""
         kept = alive_S.nonzero()[:, 0].to(self.mask_ST.device)

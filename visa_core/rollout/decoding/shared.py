@@ -89,6 +89,10 @@ class SharedDecoder:
         self.cache.written = 0
         return logits_PV.repeat_interleave(completions, 0)
 
+    def worth_dropping(self, ended_S: torch.Tensor) -> bool:
+        """See Decoder."""
+        return bool(ended_S.any())
+
     def keep(self, alive_S: torch.Tensor) -> torch.Tensor:
         """See Decoder."""
         return self.cache.keep(alive_S).to(self.model.device)
@@ -96,7 +100,7 @@ class SharedDecoder:
     def step(self, token_S: torch.Tensor) -> torch.Tensor:
         """See Decoder."""
         logits = self._forward(token_S[:, None], self.cache.positions()[:, None], 1)[:, 0]
-        self.cache.written += 1
+        self.cache.advance()
         return logits
 
     def _forward(
