@@ -244,6 +244,8 @@ def test_dpo_that_stopped_repeats_the_uninterrupted_run(
         ({"token_budget": 100}, "less than one pair may have"),
         ({"loss_type": "ipo", "label_smoothing": 0.1}, "goes with --loss-type sigmoid alone"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"zero": 1}, "preference training runs on one device in fp32"),
+        ({"weights": "bf16"}, "preference training runs on one device in fp32"),
     ],
 )
 def test_bad_settings_are_told(more: dict, said: str) -> None:

@@ -49,6 +49,11 @@ class PreferenceTraining(RewriterTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.zero or self.weights != "fp32" or self.offload or self.gradient_checkpointing:
+            raise ValueError(
+                "--zero, --weights, --offload and --gradient-checkpointing are for sft and grpo: "
+                "preference training runs on one device in fp32"
+            )
         for name in ("batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(
