@@ -10,6 +10,7 @@ import torch
 from tests import tiny
 from tests.trainers.test_grpo_faults import STEPS, figures, settings
 from tests.vllm_build import attach, needs_vllm
+from visa_core.config.lora import LoraSettings
 from visa_core.config.vllm import VLLMSettings
 from visa_core.models.rewriter import Rewriter
 from visa_core.training import actor
@@ -18,9 +19,11 @@ from visa_trainers import grpo
 
 @needs_vllm
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 4])
 def test_a_run_samples_from_vllm_and_its_sampler_agrees_with_the_trained_weights(
-    small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
+    """All weights trained, or an adapter of this rank that pulls to the base below it."""
     attach()
     tasks = tiny.write_tasks(tmp_path / "tasks.jsonl", n=6)
     words = Rewriter.from_pretrained(small_system / "rewriter").tokenizer.get_vocab()
@@ -32,6 +35,8 @@ def test_a_run_samples_from_vllm_and_its_sampler_agrees_with_the_trained_weights
     out = tmp_path / "out"
     small = VLLMSettings(kv_cache_gib=0.05, max_rows=8)
     start = {"model": tmp_path / "rewriter", "engine": "vllm", "vllm": small}
+    if rank:
+        start |= {"lora": LoraSettings(rank=rank), "kl_beta": 0.01, "lr": 5e-2}
     monkeypatch.setattr(actor, "group_advantages", lambda r, **_: torch.linspace(-1, 1, len(r)))
     grpo.train(settings(small_system, tasks, out, **start))
     rows = figures(out)

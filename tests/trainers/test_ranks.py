@@ -129,6 +129,7 @@ def runs(small_system: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     if FOLDER.is_dir():
         small = {"kv_cache_gib": 0.05, "max_rows": 24}
         jobs["vllm-z3"] = grpo("vllm-z3", zero=3, engine="vllm", vllm=small)
+        jobs["vllm-2"] = grpo("vllm-2", engine="vllm", vllm=small)
     return run_jobs(folder, jobs)
 
 
@@ -184,11 +185,13 @@ def test_a_rank_that_is_killed_stops_the_other_and_the_run_resumes_to_the_same_l
 
 
 @needs_vllm
-def test_weights_that_are_partitioned_reach_vllm_in_gathered_buckets(runs: Runs) -> None:
-    """Its logprobs are those of the trained weights after updates as well: stale ones would differ
-    by what three updates move.
+@pytest.mark.parametrize("name", ["vllm-z3", "vllm-2"])
+def test_weights_reach_the_vllm_of_every_rank(runs: Runs, name: str) -> None:
+    """In gathered buckets where they are partitioned, as views where they are not. Its logprobs
+    are those of the trained weights after updates as well: stale ones would differ by what three
+    updates move.
     """
-    assert runs.statuses["vllm-z3"] == [0, 0], runs.said("vllm-z3")
-    rows = runs.rows("vllm-z3")
+    assert runs.statuses[name] == [0, 0], runs.said(name)
+    rows = runs.rows(name)
     assert len(rows) == STEPS and all(row["grad_norm"] > 1e-3 for row in rows)
     assert max(row["max_abs_dlogp"] for row in rows) < 1e-4
