@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import vllm_build
 from tests.http_server import ChatServer, Fault
 from tests.preferences import levels_of, marked_pairs, reading
 from tests.tiny import write_causal_lm, write_lines
@@ -324,12 +325,14 @@ def write_speaker(folder: Path, said: str) -> None:
     """A causal LM that says one thing: no layer moves the hidden state, the head maps any token to
     the one that holds the text, and that one to the end.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    write_causal_lm(folder, ["some text to make a tokenizer from"])
+    asked = annotator(str).request(bytes(16), pair()).messages  # few tokens make it fast
+    write_causal_lm(folder, [m["content"] for m in asked] * 2, vocabulary=1500)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([said])
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, head_dim=32)  # vLLM on CPUs takes no smaller one
+    model = AutoModelForCausalLM.from_config(config)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text = tokenizer.convert_tokens_to_ids(said)
     with torch.no_grad():
@@ -345,13 +348,19 @@ def write_speaker(folder: Path, said: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_a_local_folder_annotates(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", ["hf", pytest.param("vllm", marks=[vllm_build.needs_vllm, pytest.mark.slow])]
+)
+def test_a_local_folder_annotates(tmp_path: Path, engine: str) -> None:
+    if engine == "vllm":
+        vllm_build.attach()
     first, second = levels_of("<security=1>"), levels_of("<power=-0.5>")
     write_speaker(
         tmp_path / "lm", json.dumps({"reasoning": "so", "A": first, "B": second}, separators=",:")
     )
     data = write_lines(tmp_path / "p.jsonl", marked_pairs(5))
-    chat = {"model": str(tmp_path / "lm"), "base_url": "", "device": "cpu"}
+    chat = {"model": str(tmp_path / "lm"), "base_url": "", "device": "cpu", "engine": engine}
+    chat["max_length"] = 4096
     report = build(config(tmp_path, data, "", chat, max_tokens=8))
     assert report["stages"]["comparisons annotated"] == 5
     assert report["run"]["account"]["completion_tokens"] >= 5
@@ -373,5 +382,6 @@ def test_an_untrained_local_folder_ends_with_a_sentence(tmp_path: Path) -> None:
     write_causal_lm(tmp_path / "lm", ["some text to make a tokenizer from"])
     data = write_lines(tmp_path / "p.jsonl", marked_pairs(3))
     chat = {"model": str(tmp_path / "lm"), "base_url": "", "device": "cpu"}
-    with pytest.raises(DataError, match="no triplet is left .*comparisons with invalid answers: 3"):
+    with pytest.raises(DataError, match="no triplet is left .*with invalid answers: 3") as refused:
         build(config(tmp_path, data, "", chat, max_tokens=8, reasks=0))
+    assert f"the first set aside: {data}:1: line-1: invalid after 1 answers: " in str(refused.value)

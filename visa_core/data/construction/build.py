@@ -50,12 +50,13 @@ from visa_core.data.construction.triplets import (
     triplet_row,
     triplets_of,
 )
-from visa_core.data.schema import DataError
+from visa_core.data.schema import DataError, describe_rejected
 from visa_core.value_space import ValueSpace
 from visa_core.values import SCHWARTZ
 
 WORK = ".building"
 RUN = "run.json"
+SET_ASIDE = "set_aside.jsonl"
 
 
 def build(config: BuildConfig) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _build(config: BuildConfig, space: ValueSpace, annotator: Annotator) -> dict
     try:
         roots = NearTexts(db, "root", config.triplets.near, chains=True)
         with (
-            (work / "set_aside.jsonl").open("w", encoding="utf-8") as log,
+            (work / SET_ASIDE).open("w", encoding="utf-8") as log,
             AnnotationCache(config.cache_path, each=annotator.paid) as cache,
         ):
             if config.annotator.retry_invalid:
@@ -99,7 +100,7 @@ def _build(config: BuildConfig, space: ValueSpace, annotator: Annotator) -> dict
     finally:
         db.close()
     if not stages["triplets"]:
-        raise DataError(_nothing_left(stages))
+        raise DataError(_nothing_left(stages, intake, work / SET_ASIDE))
     report = {
         "sources": list(config.data),
         "languages": list(config.languages),
@@ -255,6 +256,10 @@ def publish(work: Path, out: Path) -> None:
     shutil.rmtree(work)
 
 
-def _nothing_left(stages: dict[str, int]) -> str:
+def _nothing_left(stages: dict[str, int], intake: Intake, log: Path) -> str:
+    """Why there is no data set: all counts, and the first record that was set aside."""
     counts = ", ".join(f"{name}: {count}" for name, count in stages.items())
-    return f"no triplet is left ({counts})"
+    text = f"no triplet is left ({counts})"
+    if intake.shown:
+        text += f"; the first set aside: {describe_rejected(intake.shown[0])}; all are in {log}"
+    return text
