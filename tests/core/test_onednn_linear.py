@@ -19,17 +19,20 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [17, 29])
 @pytest.mark.parametrize("shape", [(1, 33), (2, 19), (40,)])
-def test_values_and_gradients_against_float64(shape: tuple[int, ...], bias: bool) -> None:
+def test_values_and_gradients_against_float64(
+    shape: tuple[int, ...], outputs: int, bias: bool
+) -> None:
     torch.manual_seed(0)
-    layer = nn.Linear(24, 17, bias=bias)
+    layer = nn.Linear(24, outputs, bias=bias)
     x = torch.randn(*shape, 24, requires_grad=True)
-    dy = torch.randn(*shape, 17)
+    dy = torch.randn(*shape, outputs)
     with onednn_linears(layer):
         y = layer(x)
     assert "Linear" in type(y.grad_fn).__name__ or "View" in type(y.grad_fn).__name__
     y.backward(dy)
-    exact = nn.Linear(24, 17, bias=bias).double()
+    exact = nn.Linear(24, outputs, bias=bias).double()
     exact.load_state_dict(layer.state_dict())
     x64 = x.detach().double().requires_grad_()
     y64 = exact(x64)

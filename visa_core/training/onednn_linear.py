@@ -61,9 +61,15 @@ class _Linear(torch.autograd.Function):
         dy_NO = dy.reshape(-1, dy.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         dx = _product(dy_NO, weight_OI.t()).view_as(x) if wants_x else None
-        # MKL reads both transposed as they lie; oneDNN would copy them first, which costs it the lead.
-        dweight = dy_NO.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None
+        dweight = _weight_gradient(dy_NO, x.reshape(-1, x.shape[-1])) if wants_weight else None
         return dx, dweight, dy_NO.sum(0) if wants_bias else None
+
+
+def _weight_gradient(dy_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor:
+    """dy^T x. oneDNN copies its first factor where that lies transposed: the smaller one then."""
+    if x_NI.shape[1] < dy_NO.shape[1]:
+        return _product(x_NI.t(), dy_NO.t()).t().contiguous()
+    return _product(dy_NO.t(), x_NI.t())
 
 
 def _product(
