@@ -123,6 +123,10 @@ def runs(small_system: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "sft-1": sft("sft-1", 1),
         "sft-2": sft("sft-2"),
         "sft-z3": sft("sft-z3", zero=3),
+        "sft-bf16": sft("sft-bf16", 1, weights="bf16"),
+        "sft-z3-saving": sft(
+            "sft-z3-saving", weights="bf16", zero=3, offload=True, gradient_checkpointing=True
+        ),
         "killed": grpo("killed", zero=3, dies={"rank": 1, "step": DEATH}, **fresh),
         "killed-again": grpo("killed", zero=3, resume=True, **fresh),
     }
@@ -170,6 +174,14 @@ def test_stage_2_with_two_updates_and_a_reference(runs: Runs) -> None:
 def test_sft_on_two_ranks_does_what_one_does(runs: Runs, name: str) -> None:
     assert runs.statuses[name] == [0, 0], runs.said(name)
     agree(runs.rows("sft-1"), runs.rows(name))
+
+
+def test_what_saves_memory_changes_no_loss_beyond_rounding(runs: Runs) -> None:
+    """bf16 weights with masters in host memory and layers computed again, partitioned."""
+    assert runs.statuses["sft-z3-saving"] == [0, 0], runs.said("sft-z3-saving")
+    pairs = zip(runs.rows("sft-bf16"), runs.rows("sft-z3-saving"), strict=True)
+    for one, two in pairs:
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
 def test_a_rank_that_is_killed_stops_the_other_and_the_run_resumes_to_the_same_losses(

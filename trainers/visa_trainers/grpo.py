@@ -48,7 +48,10 @@ def fit(config: GRPOConfig, world: World) -> Path:
         keeps_storage=learner.keeps_storage,
         eager=config.eager_sampling,
     )
+    if isinstance(engine, ClosingEngine):
+        world.at_end.append(engine.close)
     actor = Actor(rewriter, engine, learner, Scorers(config, world), examples, config, world)
+    world.at_end.append(actor.close)
     held_out = held_out_records(actor, rewriter, config)
     run = open_run(config, total_steps, {"learner": learner}, "grpo", world)
     held_out.resume(run.first_step)
@@ -72,9 +75,6 @@ def fit(config: GRPOConfig, world: World) -> Path:
             write_samples(config.out, step, config.samples, batch)
         run.log(step, seen | metrics | clock.seconds)
 
-    actor.close()
-    if isinstance(engine, ClosingEngine):
-        engine.close()
     finish_run(world, learner, config.out, partial(write_adapted, rewriter))
     return config.out
 
