@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -223,6 +224,7 @@ class ValueSpace:
             raise ValueError(f"{path}: {error}") from None
 
 
+@lru_cache(maxsize=4096)
 def normalise_name(name: str) -> str:
     return "-".join(re.split(r"[\s_:-]+", name.strip().lower()))
 

@@ -22,8 +22,9 @@ from visa_core.data.schema import DataError
 
 PERMUTATIONS = 64
 SEED = 1
-CANDIDATES = 32
-"""Texts of one band that are compared at most; more are near duplicates of each other already."""
+CANDIDATES = 256
+"""Texts that are compared at most; where there are more, they share a band with each other, and
+with chains most of them are in one group already."""
 
 TABLES = """
 CREATE TABLE {name}_text (hash INTEGER PRIMARY KEY, member INTEGER);
@@ -97,21 +98,19 @@ class NearTexts:
 
     def _near(self, signature: np.ndarray) -> list[int]:
         """Numbers of indexed texts whose estimated similarity reaches the threshold."""
-        candidates: set[int] = set()
-        for key in self._keys(signature):
-            rows = self.db.execute(
-                f"SELECT id FROM {self.name}_band WHERE key = ? LIMIT {CANDIDATES}", (key,)
-            )
-            candidates.update(row[0] for row in rows)
-        near = []
-        for member in sorted(candidates):
-            (blob,) = self.db.execute(
-                f"SELECT signature FROM {self.name}_signature WHERE id = ?", (member,)
-            ).fetchone()
-            other = np.frombuffer(blob, dtype=signature.dtype)
-            if (other == signature).mean() >= self.threshold:
-                near.append(member)
-        return near
+        keys = self._keys(signature)
+        marks = ",".join("?" * len(keys))
+        found = self.db.execute(
+            f"SELECT DISTINCT b.id, signature FROM {self.name}_band b JOIN {self.name}_signature s "
+            f"ON s.id = b.id WHERE key IN ({marks}) LIMIT {CANDIDATES}",
+            keys,
+        )
+        near = [
+            member
+            for member, blob in found
+            if (np.frombuffer(blob, dtype=signature.dtype) == signature).mean() >= self.threshold
+        ]
+        return sorted(near)
 
     def _keys(self, signature: np.ndarray) -> list[int]:
         raw = signature[: self.bands * self.rows].tobytes()

@@ -25,13 +25,14 @@ class TwoFormats:
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = 0
         self._lines = (folder / f"{name}.jsonl").open("w", encoding="utf-8")
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
         self._parquet_path = folder / f"{name}.parquet"
         self._writer: Any = None
         self._held: list[Mapping[str, Any]] = []
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row to both files."""
-        self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._lines.write(self._encode(row) + "\n")
         self._held.append(row)
         self.rows += 1
         if len(self._held) >= ROWS:

@@ -5,7 +5,9 @@ Everything is counted on the half-step grid as triplets pass by, so that memory 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +22,17 @@ SHIFTS = [shift / 2 for shift in range(-4, 5)]
 
 
 class Statistics:
-    """Counts over triplets: `levels` [K, 5] of target vectors, `shifts` [K, 9] of their shifts."""
+    """Counts over triplets, by distinct vector: of all grids of levels and shifts few occur."""
 
     def __init__(self, space: ValueSpace) -> None:
         self.space = space
-        self.levels = np.zeros((space.size, len(LEVELS)), np.int64)
-        self.shifts = np.zeros((space.size, len(SHIFTS)), np.int64)
-        self.vectors: set[bytes] = set()
-        self.shift_vectors: set[bytes] = set()
-        self.touched = np.zeros(space.size + 1, np.int64)
-        self.triplets = 0
-        self._each = np.arange(space.size)
+        self.targets: Counter[Levels] = Counter()
+        self.shifts: Counter[Levels] = Counter()
 
     def add(self, source: Levels, target: Levels) -> None:
         """Count a triplet by its vectors in half steps, K entries each."""
-        shift = tuple(b - a for a, b in zip(source, target, strict=True))
-        self.levels[self._each, np.array(target) + 2] += 1
-        self.shifts[self._each, np.array(shift) + 4] += 1
-        self.vectors.add(bytes(level + 2 for level in target))
-        self.shift_vectors.add(bytes(step + 4 for step in shift))
-        self.touched[sum(map(bool, shift))] += 1
-        self.triplets += 1
+        self.targets[target] += 1
+        self.shifts[tuple(map(sub, target, source))] += 1
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON and the card.
@@ -49,27 +41,43 @@ class Statistics:
         micro: share of edits of 0.5; large: of 1.5 and more; untouched: by value, the share of
         triplets that leave it alone.
         """
-        total = max(1, self.triplets)
+        levels, shifts = (
+            _counted(vectors, grid, self.space.size)
+            for vectors, grid in ((self.targets, LEVELS), (self.shifts, SHIFTS))
+        )
+        touched = np.zeros(self.space.size + 1, np.int64)
+        for shift, count in self.shifts.items():
+            touched[sum(map(bool, shift))] += count
+        triplets = self.targets.total()
+        total = max(1, triplets)
         sizes = np.abs(np.array(SHIFTS))
-        by_size = {size: int(self.shifts[:, sizes == size].sum()) for size in (0.5, 1.0, 1.5, 2.0)}
+        by_size = {size: int(shifts[:, sizes == size].sum()) for size in (0.5, 1.0, 1.5, 2.0)}
         edits = max(1, sum(by_size.values()))
         names = self.space.names
-        means = self.levels @ np.array(LEVELS) / total
-        untouched = self.shifts[:, len(SHIFTS) // 2] / total
+        means = levels @ np.array(LEVELS) / total
+        untouched = shifts[:, len(SHIFTS) // 2] / total
         return {
-            "triplets": self.triplets,
-            "unique_vectors": len(self.vectors),
-            "unique_shifts": len(self.shift_vectors),
-            "levels": _by_value(names, LEVELS, self.levels),
+            "triplets": triplets,
+            "unique_vectors": len(self.targets),
+            "unique_shifts": len(self.shifts),
+            "levels": _by_value(names, LEVELS, levels),
             "mean_level": dict(zip(names, means.round(4).tolist(), strict=True)),
-            "shifts": _by_value(names, SHIFTS, self.shifts),
+            "shifts": _by_value(names, SHIFTS, shifts),
             "edits_by_size": by_size,
             "micro_edits": round(by_size[0.5] / edits, 4),
             "large_edits": round((by_size[1.5] + by_size[2.0]) / edits, 4),
             "untouched": dict(zip(names, untouched.round(4).tolist(), strict=True)),
-            "untouched_mean": round(float(untouched.mean()), 4) if self.triplets else 0.0,
-            "triplets_by_touched_values": self.touched.tolist(),
+            "untouched_mean": round(float(untouched.mean()), 4) if triplets else 0.0,
+            "triplets_by_touched_values": touched.tolist(),
         }
+
+
+def _counted(vectors: Counter[Levels], grid: list[float], size: int) -> np.ndarray:
+    """How often each value [K] is at each step of the grid."""
+    counts = np.zeros((size, len(grid)), np.int64)
+    for vector, count in vectors.items():
+        counts[np.arange(size), np.array(vector) + len(grid) // 2] += count
+    return counts
 
 
 def _by_value(
