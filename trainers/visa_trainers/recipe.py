@@ -79,6 +79,9 @@ GROUP = 8
 STEP_PROMPTS = 16
 """Prompts of a GRPO step."""
 
+PREFERENCE: dict[str, Any] = {"batch_size": 32, "epochs": 2, "lr": 1e-3, "sft_weight": 1.0}
+"""What DPO and SimPO share."""
+
 PAIR_TASKS = "pair_tasks.jsonl"
 """The tasks that pairs are made of."""
 
@@ -184,7 +187,8 @@ def grpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: i
 
 def dpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: int) -> DPOConfig:
     """Best against worst of eight samples by GRPO's own reward: as many prompts, completions and
-    scores as GRPO has, drawn once from the SFT model instead of on-policy.
+    scores as GRPO has, drawn once from the SFT model instead of on-policy. Without the chosen
+    rewrites' cross entropy in the loss, the model learns to say things twice.
     """
     return DPOConfig(
         model=model,
@@ -198,10 +202,8 @@ def dpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: in
         translator=system / "translator",
         fact_analyzer=system / "fact_analyzer",
         reward=REWARD,
-        batch_size=32,
-        epochs=3,
-        lr=1e-3,
         beta=0.1,
+        **PREFERENCE,
         **REWRITER,
     )
 
@@ -214,11 +216,9 @@ def simpo(data: Path, system: Path, model: Path, out: Path, sizes: Sizes, seed: 
         pair_file=system / "dpo" / PAIR_FILE,
         out=out,
         seed=seed,
-        batch_size=32,
-        epochs=3,
-        lr=1e-3,
         beta=2.0,
-        gamma=1.0,
+        gamma=0.5,
+        **PREFERENCE,
         **REWRITER,
     )
 
