@@ -10,6 +10,7 @@ import torch
 from tests import tiny
 from tests.trainers.test_grpo_faults import STEPS, figures, settings
 from tests.vllm_build import attach, needs_vllm
+from visa_core.config.grpo_parts import HeldOutSettings, ResampleSettings
 from visa_core.config.lora import LoraSettings
 from visa_core.config.vllm import VLLMSettings
 from visa_core.models.rewriter import Rewriter
@@ -35,12 +36,15 @@ def test_a_run_samples_from_vllm_and_its_sampler_agrees_with_the_trained_weights
     out = tmp_path / "out"
     small = VLLMSettings(kv_cache_gib=0.05, max_rows=8)
     start = {"model": tmp_path / "rewriter", "engine": "vllm", "vllm": small}
+    start["held_out"] = HeldOutSettings(data=(f"jsonl:{tasks}",), every=2, prompts=3)
+    start["resample"] = ResampleSettings(below=1.0, tries=1)
     if rank:
         start |= {"lora": LoraSettings(rank=rank), "kl_beta": 0.01, "lr": 5e-2}
     monkeypatch.setattr(actor, "group_advantages", lambda r, **_: torch.linspace(-1, 1, len(r)))
     grpo.train(settings(small_system, tasks, out, **start))
     rows = figures(out)
     assert len(rows) == STEPS
+    assert [row["step"] for row in rows if "eval_joint" in row] == [1, 3]
     assert max(row["max_abs_dlogp"] for row in rows) < 1e-3, "after updates of lr 5e-3, too"
     assert Rewriter.from_pretrained(out).model.num_parameters() > 0
     assert all(row["grad_norm"] > 0 for row in rows), "the weights must have moved"
