@@ -151,8 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = random_model(options)
     wanted = one_by_one(random_model(options), options)
     result: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-        "device": machine.device_name(options.device),
+        **machine.describe(options.device),
+        "settings": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "forms": {},
     }
     for form, runs in sides(model, options).items():
@@ -163,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = json.dumps(result, indent=1)
     print(text)
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")
     wrong = [name for form in result["forms"].values() for name in form["wrong"]]
     if wrong:

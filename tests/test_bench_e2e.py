@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 
 from bench.e2e import __main__ as command
-from bench.e2e import gpu, picture, summary, worker
+from bench.e2e import gpu, picture, scaling, summary, worker
 from bench.e2e.cases import CASES, Case, Shape, step_flops
 from bench.e2e.phases import PHASES, Phases
 from bench.e2e.turns import ProviderFailed, last_error
@@ -179,6 +179,21 @@ def test_a_tiny_step_of_ours_and_of_trl(
     assert picture.main([str(tmp_path), "--out", str(tmp_path / "e2e.png")]) == 0
     pixels = imread(tmp_path / "e2e.png")
     assert pixels.shape[1] == 1200 and pixels[..., :3].std() > 0.05
+
+
+def test_a_line_and_what_it_explains() -> None:
+    """Through (1, 1), (2, 2), (3, 6): slope 2.5, start -2; of 14 squared 12.5 are explained."""
+    line = scaling.fitted([1, 2, 3], [1.0, 2.0, 6.0])
+    assert line["slope"] == pytest.approx(2.5) and line["start"] == pytest.approx(-2)
+    assert line["r2"] == pytest.approx(12.5 / 14)
+
+
+def test_memory_of_the_head_does_not_follow_the_sequences() -> None:
+    """16 times as many sequences, less than three times the scratch: logits of all would be 16."""
+    few, many = scaling.scratch_mib(16, 4096), scaling.scratch_mib(256, 4096)
+    if few is None or many is None:
+        pytest.skip("this system does not tell a process's memory")
+    assert many < 3 * max(few, 16 * scaling.LENGTH * 4096 * 4 / 2**20)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
