@@ -297,7 +297,12 @@ def test_equal_comparisons_of_a_chunk_are_asked_for_once(tmp_path: Path) -> None
 
     intake = Intake()
     with AnnotationCache(tmp_path / "a.sqlite") as cache:
-        found = list(annotate_stream(rows, annotator(answer), cache, intake, chunk=4))
+        settled: list[int] = []
+        stream = annotate_stream(
+            rows, annotator(answer), cache, intake, chunk=4, progress=settled.append
+        )
+        found = list(stream)
+        assert sum(settled) == 10
         assert [row.comparison.id for row in found] == [str(i) for i in range(10)]
         assert len(seen) == 3
         assert {row.key for row in found} == set(map(bytes.fromhex, seen))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,6 +11,7 @@ from visa_core.data.annotate.annotator import (
     Annotator,
     Invalid,
     Keyed,
+    RawAnswer,
     comparison_key,
 )
 from visa_core.data.annotate.cache import AnnotationCache
@@ -18,6 +19,8 @@ from visa_core.data.construction.comparison import Comparison, Intake, place
 
 CHUNK = 1024
 """Comparisons that are in memory, looked up and annotated together."""
+PAID_CHUNK = 8 * CHUNK
+"""The same for annotators that wait for answers: the last ones of a chunk keep few of them busy."""
 
 FROM_CACHE = "answers from the cache"
 SHARED = "answers shared with an equal comparison"
@@ -40,13 +43,23 @@ def annotate_stream(
     annotator: Annotator,
     cache: AnnotationCache,
     intake: Intake,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
+    progress: Callable[[int], object] = lambda settled: None,
 ) -> Iterator[Annotated]:
     """Annotated comparisons in order; those without an annotation are set aside and counted.
 
-    What the cache knows is not asked for again, and what occurs twice is asked for once. Raises
-    EndpointError when the annotator cannot go on; what it had answered is in the cache.
+    What the cache knows is not asked for again, and what occurs twice is asked for once. `progress`
+    is told how many more are settled, as answers come in. Raises EndpointError when the annotator
+    cannot go on; what it had answered is in the cache.
     """
+
+    def record(
+        key: bytes, outcome: Annotation | Invalid | None, raw: RawAnswer | None = None
+    ) -> None:
+        cache.record(key, outcome, raw)
+        progress(outcome is not None)
+
+    chunk = chunk or (PAID_CHUNK if annotator.paid else CHUNK)
     source = iter(comparisons)
     while part := list(islice(source, chunk)):
         keyed = [(comparison_key(annotator.name, c), c) for c in part]
@@ -59,10 +72,11 @@ def annotate_stream(
                 intake.counts[SHARED] += 1
             else:
                 missing[item[0]] = item
+        progress(len(keyed) - len(missing))
         if missing:
             intake.counts[ASKED] += len(missing)
             try:
-                annotator.annotate(missing.values(), cache.record)
+                annotator.annotate(missing.values(), record)
             finally:
                 cache.commit()
             outcomes |= cache.find(list(missing))

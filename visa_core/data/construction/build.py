@@ -137,8 +137,10 @@ def annotated_rows(
         asked = fill_cache(comparisons(Intake()), config.annotator, space, annotator, cache)
         intake.counts[ASKED] += asked
         intake.counts[FROM_CACHE] -= asked
-    rows = annotate_stream(comparisons(intake), annotator, cache, intake)
-    yield from tqdm(rows, desc="annotate", unit=" comparisons", disable=None, dynamic_ncols=True)
+    with tqdm(desc="annotate", unit=" comparisons", disable=None, dynamic_ncols=True) as bar:
+        yield from annotate_stream(
+            comparisons(intake), annotator, cache, intake, progress=bar.update
+        )
 
 
 class TripletMaker:
