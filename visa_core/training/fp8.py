@@ -40,7 +40,9 @@ def put_fp8(model: nn.Module, *, emulate: bool = False, compile_layers: bool = T
     def fits(layer: nn.Module, name: str) -> bool:
         return layer is not head and isinstance(layer, nn.Linear) and divisible(layer)
 
-    convert(model, config=settings(emulate=emulate), module_filter_fn=fits)
+    # the weight's gradient sums over tokens, of which a batch has any number: padded to a multiple
+    wanted = settings(emulate=emulate, pad_inner_dim=not emulate)
+    convert(model, config=wanted, module_filter_fn=fits)
     kind = "Float8Linear"
     count = sum(type(module).__name__ == kind for module in model.modules())
     linears = sum(isinstance(module, nn.Linear) for module in model.modules())
@@ -50,8 +52,9 @@ def put_fp8(model: nn.Module, *, emulate: bool = False, compile_layers: bool = T
         )
     log.info("float8 products in %d of %d linear layers", count, linears)
     if compile_layers and device.type == "cuda":
-        for layer in model.base_model.layers:  # type: ignore[union-attr]
-            layer.compile(dynamic=True)
+        body = model.base_model
+        for part in getattr(body, "layers", [body]):  # type: ignore[union-attr]
+            part.compile(dynamic=True)
     return count
 
 
