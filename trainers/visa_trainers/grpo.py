@@ -22,6 +22,7 @@ from visa_core.training.distributed import World, joined_world
 from visa_core.training.experience import Experience
 from visa_core.training.held_out import HeldOut
 from visa_core.training.learner import DTYPES, Learner, finish_run
+from visa_core.training.micro_batches import FLAT
 from visa_core.training.policy import Policy, reference_of
 from visa_core.training.run import open_run, step_seed
 from visa_core.training.samples import write_samples
@@ -133,7 +134,7 @@ def summary(batch: Experience, advantages_B: torch.Tensor) -> dict[str, torch.Te
         "bwd": rewards.consistency.bwd.mean(),
         "l2": rewards.l2.mean(),
         "reward_std": rewards.reward.view_as(groups).std(1).mean(),
-        "flat_groups": (groups.abs().amax(1) < 1e-6).float().mean(),
+        "flat_groups": (groups.abs().amax(1) < FLAT).float().mean(),
         "length": rollouts.lengths.float().mean(),
         "unfinished": (~rollouts.finished).float().mean(),
         "non_finite": torch.tensor(float(rewards.non_finite)),
