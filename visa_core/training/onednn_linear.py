@@ -66,10 +66,12 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_gradient(dy_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor:
-    """dy^T x. oneDNN copies its first factor where that lies transposed: the smaller one then."""
+    """dy^T x. oneDNN copies its first factor where that lies transposed: the smaller one then. Its
+    second factor must not be a part of a wider matrix, which oneDNN reads at a crawl.
+    """
     if x_NI.shape[1] < dy_NO.shape[1]:
-        return _product(x_NI.t(), dy_NO.t()).t().contiguous()
-    return _product(dy_NO.t(), x_NI.t())
+        return _product(x_NI.t(), dy_NO.contiguous().t()).t().contiguous()
+    return _product(dy_NO.t(), x_NI.contiguous().t())
 
 
 def _product(
