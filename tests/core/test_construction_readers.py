@@ -62,7 +62,7 @@ def test_turns_after_a_gap_are_cut_and_counted(tmp_path: Path) -> None:
     found, intake = read(f"ca:{write_csv(tmp_path / 't.csv', rows)}")
     assert len(found) == 12 and {c.prompt for c in found} == {"What to eat?"}
     assert intake.counts["turns after a gap"] == 1 + 1 + 2
-    assert intake.counts["turns without a valid preference"] == 3
+    assert intake.counts["turns that cannot be used"] == 3
     reasons = [rejected.reason for rejected in intake.shown]
     assert reasons == [
         "field 'second_turn_preferred_response' is empty",
@@ -134,6 +134,15 @@ def test_bad_rows_are_set_aside_with_their_lines(tmp_path: Path) -> None:
         (6, "field 'first_turn_prompt' holds a lone surro"),
     ]
     assert intake.counts["bad rows"] == 4 and intake.counts["rows"] == 7
+
+
+def test_a_text_that_is_none_costs_its_turn_and_not_the_ones_before(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [ca_row("1", EAT, DRINK, SLEEP)])
+    path.write_bytes(path.read_bytes().replace(b"Milk.", b"M\xe9lk."))
+    found, intake = read(f"ca:{path}")
+    assert [c.id for c in found] == ["ca-1-1ba", "ca-1-1bc", "ca-1-1bd"]
+    assert intake.counts["turns that cannot be used"] == intake.counts["turns after a gap"] == 1
+    assert "field 'second_turn_response_b' holds a lone surrogate" in intake.shown[0].reason
 
 
 def test_columns_that_are_missing_and_feedback_that_may_be(tmp_path: Path) -> None:

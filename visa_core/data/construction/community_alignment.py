@@ -61,18 +61,19 @@ def _comparisons(row: Row, language: str, intake: Intake) -> list[Comparison]:
     name = _text(row.cells.get("conversation_id"))
     if not name:
         raise ValueError("field 'conversation_id' is empty")
+    if not _cell(row, "first_turn_prompt"):
+        raise ValueError("field 'first_turn_prompt' is empty")
     found: list[Comparison] = []
     history: list[tuple[str, str]] = []
     for number, turn in enumerate(TURNS, 1):
-        prompt = _cell(row, f"{turn}_turn_prompt")
-        if not prompt:
-            if number == 1:
-                raise ValueError("field 'first_turn_prompt' is empty")
-            break
         try:
+            prompt = _cell(row, f"{turn}_turn_prompt")
+            if not prompt:
+                break
+            explanation = _cell(row, f"{turn}_turn_feedback")
             chosen, candidates = _candidates(row, turn, intake)
         except ValueError as error:
-            intake.reject("turns without a valid preference", place(row.path, row.line, error))
+            intake.reject("turns that cannot be used", place(row.path, row.line, error))
             break
         preferred = candidates.pop(chosen)
         for letter, other in candidates.items():
@@ -81,7 +82,7 @@ def _comparisons(row: Row, language: str, intake: Intake) -> list[Comparison]:
                     prompt=conversation(history, prompt),
                     chosen=preferred,
                     rejected=other,
-                    explanation=_cell(row, f"{turn}_turn_feedback"),
+                    explanation=explanation,
                     id=f"ca-{name}-{number}{chosen}{letter}",
                     root=history[0][0] if history else prompt,
                     language=language,
