@@ -100,11 +100,12 @@ def measured(
     }
 
 
-def take_turns(workers: list[Worker], found: Found, steps: int) -> None:
-    """One uncounted and `steps` counted steps of each, one after the other. Who fails is noted
-    and the others go on; whose time is up keeps what it has.
+def take_turns(workers: list[Worker], found: Found, steps: int, limit: float | None = None) -> None:
+    """One uncounted and `steps` counted steps of each, one after the other, fewer where another
+    round would end after `limit` seconds. Who fails is noted and the others go on; whose time is
+    up keeps what it has.
     """
-    alive = list(workers)
+    alive, begun = list(workers), time.monotonic()
 
     def each(what: str) -> dict[str, Any]:
         answers = {}
@@ -122,9 +123,13 @@ def take_turns(workers: list[Worker], found: Found, steps: int) -> None:
         each("start")
         each("step")
         for _ in range(steps):
+            before = time.monotonic()
             for name, answer in each("step").items():
                 found.steps.setdefault(name, []).append(answer)
                 print(said(name, answer), flush=True)
+            now = time.monotonic()
+            if limit is not None and now - begun + 1.2 * (now - before) > limit:
+                break
         found.memory |= each("end")
     finally:
         for one in workers:

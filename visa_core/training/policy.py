@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from visa_core.training.packed_head import (
     prepare_packed,
     softcap,
 )
+from visa_core.training.rms_norm import fast_norms
 from visa_core.types import Prompt, RolloutBatch
 from visa_kernels import grpo_loss, linear_grpo_loss, loss_normalizer, token_logprobs
 
@@ -268,8 +269,10 @@ class Policy:
             found_N[micro.tokens_N] = part_N
         return found_N
 
-    def _fast(self) -> AbstractContextManager[None]:
-        return onednn_linears(self.model)
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        with onednn_linears(self.model), fast_norms(self.model):
+            yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:
