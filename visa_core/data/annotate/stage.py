@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,17 +64,9 @@ def annotate_stream(
     while part := list(islice(source, chunk)):
         keyed = [(comparison_key(annotator.name, c), c) for c in part]
         outcomes = cache.find([key for key, _ in keyed])
-        missing: dict[bytes, Keyed] = {}
-        for item in keyed:
-            if item[0] in outcomes:
-                intake.counts[FROM_CACHE] += 1
-            elif item[0] in missing:
-                intake.counts[SHARED] += 1
-            else:
-                missing[item[0]] = item
+        missing = _missing(keyed, outcomes, intake)
         progress(len(keyed) - len(missing))
         if missing:
-            intake.counts[ASKED] += len(missing)
             try:
                 annotator.annotate(missing.values(), record)
             finally:
@@ -87,6 +79,20 @@ def annotate_stream(
             else:
                 intake.counts["comparisons annotated"] += 1
                 yield Annotated(key, comparison, outcome)
+
+
+def _missing(keyed: Sequence[Keyed], known: Container[bytes], intake: Intake) -> dict[bytes, Keyed]:
+    """What is to be asked for, each key once; how all keys get their outcome is counted."""
+    missing: dict[bytes, Keyed] = {}
+    for item in keyed:
+        if item[0] in known:
+            intake.counts[FROM_CACHE] += 1
+        elif item[0] in missing:
+            intake.counts[SHARED] += 1
+        else:
+            missing[item[0]] = item
+    intake.counts[ASKED] += len(missing)
+    return missing
 
 
 def _set_aside(comparison: Comparison, outcome: Invalid, intake: Intake) -> None:
