@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "cpu/bindings.h"
 #include "cpu/dedupe.h"
@@ -79,88 +80,90 @@ py::tuple unique_of(const std::vector<Span>& a, const std::vector<Span>& b) {
   return py::make_tuple(array_of(first), number);
 }
 
-void fetch_both(PyObject* a, PyObject* b) {
-  const std::size_t bytes = static_cast<std::size_t>(PyUnicode_GET_LENGTH(a)) * PyUnicode_KIND(a);
-  for (PyObject* text : {a, b}) {
-    const char* data = static_cast<const char*>(PyUnicode_DATA(text));
-    for (std::size_t at = 0; at < bytes && at < 512; at += 64) prefetch(data + at);
-  }
+// Fetches what same_text reads of a text whose first bytes, with its length, are known.
+void fetch_bytes(PyObject* text) {
+  const std::size_t bytes =
+      static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)) * PyUnicode_KIND(text);
+  const char* data = static_cast<const char*>(PyUnicode_DATA(text));
+  for (std::size_t at = 0; at < bytes && at < 512; at += 64) prefetch(data + at);
 }
 
-// Comparisons put off until the bytes have come from memory. Two items whose hashes agree in 32 bits
-// and a place in the table are taken to be equal meanwhile; should they differ once in a blue moon,
-// `all` says so and the work is done again without putting off.
-template <std::size_t kDepth, class Equal>
-class DeferredBy {
- public:
-  explicit DeferredBy(const Equal& equal) : equal_(equal) {}
-
-  bool later(std::size_t i, std::size_t j) {
-    Two& slot = waiting_[next_++ % kDepth];
-    check(slot);
-    slot = {i, j};
-    return true;
-  }
-
-  bool all() {
-    for (Two& slot : waiting_) {
-      check(slot);
-      slot = {0, 0};
-    }
-    return equal_so_far_;
-  }
-
- private:
-  struct Two {
-    std::size_t i, j;
-  };
-
-  void check(const Two& two) {
-    if (two.i != two.j) equal_so_far_ = equal_so_far_ && equal_(two.i, two.j);
-  }
-
-  const Equal& equal_;
-  Two waiting_[kDepth] = {};
-  std::size_t next_ = 0;
-  bool equal_so_far_ = true;
-};
-
-py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses) {
-  constexpr std::size_t kAhead = 12;
-  const Texts left(premises), right(hypotheses);
-  bool texts = true;
+// Hashes of pairs of texts; the items of a list lie anywhere, so they are fetched well ahead.
+// False where an item is no text.
+bool hash_pairs(const Texts& left, const Texts& right, std::vector<std::uint64_t>& hashes) {
+  constexpr std::size_t kAhead = 24;
   PyObject* seen = nullptr;  // completions of one prompt have one source, often one object
   std::uint64_t seen_hash = 0;
-  const auto hash = [&](std::size_t i) -> std::uint64_t {
+  for (std::size_t i = 0; i < hashes.size(); ++i) {
     left.fetch(i + kAhead);
     right.fetch(i + kAhead);
-    texts = texts && PyUnicode_Check(left[i]) && PyUnicode_Check(right[i]);
-    if (!texts) return finished(i);  // refused below
     if (left[i] != seen) {
+      if (!PyUnicode_Check(left[i])) return false;
       seen = left[i];
       seen_hash = text_hash(seen);
     }
-    return finished(stirred(seen_hash, text_hash(right[i])));
+    if (!PyUnicode_Check(right[i])) return false;
+    hashes[i] = finished(stirred(seen_hash, text_hash(right[i])));
+  }
+  return true;
+}
+
+// Whether the pairs taken to be equal are: {item, first item of its number}.
+using Two = std::pair<std::uint32_t, std::uint32_t>;
+bool all_equal(const Texts& left, const Texts& right, const std::vector<Two>& alike) {
+  constexpr std::size_t kAhead = 8;
+  const auto fetch = [](PyObject* a, PyObject* b) {
+    if (a == b) return;
+    fetch_bytes(a);
+    fetch_bytes(b);
   };
-  const auto equal = [&](std::size_t i, std::size_t j) {
-    return texts && same_text(left[i], left[j]) && same_text(right[i], right[j]);
-  };
-  DeferredBy<kAhead, decltype(equal)> alike(equal);
-  const auto seems_equal = [&](std::size_t i, std::size_t j) {
-    if (left[i] != left[j]) fetch_both(left[i], left[j]);
-    if (right[i] != right[j]) fetch_both(right[i], right[j]);
-    return alike.later(i, j);
-  };
+  for (std::size_t k = 0; k < alike.size(); ++k) {
+    if (k + kAhead < alike.size()) {
+      const auto [i, j] = alike[k + kAhead];
+      fetch(left[i], left[j]);
+      fetch(right[i], right[j]);
+    }
+    const auto [i, j] = alike[k];
+    if (!same_text(left[i], left[j]) || !same_text(right[i], right[j])) return false;
+  }
+  return true;
+}
+
+// In three loops, each of which fetches what it needs ahead: hashes; numbers, where items whose
+// hashes agree in the table's bits and 32 more are taken to be equal; comparisons in full. Should
+// those differ once in a blue moon, the numbers are made again with comparisons in their place.
+py::tuple unique_text_pairs(const py::object& premises, const py::object& hypotheses) {
+  const Texts left(premises), right(hypotheses);
   const std::size_t count = std::min(left.count(), right.count());
-  py::array_t<std::int64_t> number(static_cast<py::ssize_t>(count));
-  static thread_local std::vector<std::int64_t> first;
-  number_by_first(count, hash, seems_equal, number.mutable_data(), first);
-  if (texts && !alike.all()) number_by_first(count, hash, equal, number.mutable_data(), first);
-  if (!texts || left.count() != right.count()) {
+  // Kept from call to call: pages that come anew cost as much as the work.
+  struct Memory {
+    std::vector<std::uint64_t> hashes;
+    std::vector<std::int64_t> first;
+    std::vector<Two> alike;
+  };
+  static thread_local Memory kept;
+  auto& [hashes, first, alike] = kept;
+  hashes.resize(count);
+  if (!hash_pairs(left, right, hashes) || left.count() != right.count()) {
     left.refuse_others("premises");
     right.refuse_others("hypotheses");
     throw py::value_error(std::to_string(left.count()) + " premises for " +
                           std::to_string(right.count()) + " hypotheses");
+  }
+  py::array_t<std::int64_t> number(static_cast<py::ssize_t>(count));
+  const std::uint64_t* known = hashes.data();
+  const auto hash = [known](std::size_t i) { return known[i]; };
+  alike.clear();
+  const auto seems_equal = [&](std::size_t i, std::size_t j) {
+    alike.emplace_back(static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i));
+    return true;
+  };
+  number_by_first(count, hash, seems_equal, number.mutable_data(), first);
+  if (!all_equal(left, right, alike)) {
+    const auto equal = [&](std::size_t i, std::size_t j) {
+      return same_text(left[i], left[j]) && same_text(right[i], right[j]);
+    };
+    number_by_first(count, hash, equal, number.mutable_data(), first);
   }
   return py::make_tuple(array_of(first), number);
 }
