@@ -70,7 +70,7 @@ def draw(results: list[Result], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     last = results[-1]
     source = (
-        f"{last['device']}, {last['settings']['threads']} threads, torch {version(last, 'torch')}, "
+        f"{last['device']}, torch threads: {last['settings']['threads']}, torch {version(last, 'torch')}, "
         f"TRL {version(last, 'trl')}, commit {machine.short(last['commit'])}"
     )
     figure.supxlabel(source, fontsize=6, color="#555555")
