@@ -70,8 +70,8 @@ def draw(results: list[Result], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     last = results[-1]
     source = (
-        f"{last['device']}, torch threads: {last['settings']['threads']}, torch {version(last, 'torch')}, "
-        f"TRL {version(last, 'trl')}, commit {machine.short(last['commit'])}"
+        f"{last['device']}, torch {version(last, 'torch')} with {last['settings']['threads']} "
+        f"thread(s), TRL {version(last, 'trl')}, commit {machine.short(last['commit'])}"
     )
     figure.supxlabel(source, fontsize=6, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
