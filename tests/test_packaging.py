@@ -29,18 +29,17 @@ OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-ver
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Output of a command that sees nothing of the tree; a failure shows it."""
+    """What a command prints, which sees nothing of the tree; a failure shows its errors too."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CC", "CXX")}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env=env | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
-        pytest.fail(f"{command} gave {done.returncode}:\n{done.stdout}")
+        pytest.fail(f"{command} gave {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
