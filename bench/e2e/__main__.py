@@ -128,7 +128,7 @@ def take_turns(workers: list[Worker], found: Found, steps: int, limit: float | N
                 found.steps.setdefault(name, []).append(answer)
                 print(said(name, answer), flush=True)
             now = time.monotonic()
-            if limit is not None and now - begun + 1.2 * (now - before) > limit:
+            if limit is not None and now - begun + 1.2 * (now - before) > 0.9 * limit:
                 break
         found.memory |= each("end")
     finally:
