@@ -97,6 +97,24 @@ def fused(
     gradients: Gradients,
 ) -> Stats:
     """One pass for losses whose clip is a token's own; statistics of all tokens [T]."""
+    stats = _fused_moving(rows, hidden, head, ids, terms, bounds, order, size, gradients)
+    gradients.finish()
+    rest = measure_rest(rows, hidden, head, ids, order, size)
+    return scatter(stats, rest, order, len(ids))
+
+
+def _fused_moving(
+    rows: PolicyRows,
+    hidden: Tensor,
+    head: Head,
+    ids: Tensor,
+    terms: Terms,
+    bounds: Bounds,
+    order: Order,
+    size: int,
+    gradients: Gradients,
+) -> Stats:
+    """The tokens that may have a gradient; a chunk's logits are let go before others are made."""
     tokens = order.moving
     index = None if order.index is None else order.index[:tokens]
     picked_ids, picked = (ids, terms) if index is None else (ids[index], terms[index])
@@ -109,13 +127,9 @@ def fused(
         hidden_nD = hidden[places]
         gemm.logits(hidden_nD, head.weight, product)
         slopes = dlogprobs[part]
-        rows.policy(
-            product, picked_ids[part], head, stats[part], picked[part], bounds, slopes
-        )
+        rows.policy(product, picked_ids[part], head, stats[part], picked[part], bounds, slopes)
         add_moving(gradients, product, hidden_nD, head, places, slopes)
-    gradients.finish()
-    rest = measure_rest(rows, hidden, head, ids, order, size)
-    return scatter(stats, rest, order, len(ids))
+    return stats
 
 
 def add_moving(

@@ -36,8 +36,9 @@ def why_not() -> str | None:
     """None where oneDNN is the faster one on this processor, otherwise why not."""
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return "this torch lacks mkldnn::_linear_pointwise"
+    for name in ("_linear_pointwise", "_reorder_linear_weight"):
+        if not hasattr(torch.ops.mkldnn, name):
+            return f"this torch lacks mkldnn::{name}"
     if not torch.backends.mkl.is_available():
         return "torch's own products are not MKL's"
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
@@ -72,17 +73,18 @@ def add_weight_gradient(
     dweight_VD: Tensor, dlogits_nV: Tensor, hidden_nD: Tensor, alpha: float, beta: int
 ) -> None:
     """dweight = beta * dweight + alpha * dlogits.T @ hidden; beta is 0 or 1."""
-    hidden_Dn = hidden_nD.t()
+    hidden_Dn = torch.ops.mkldnn._reorder_linear_weight(hidden_nD.t())  # once, not for each block
     for rows in _blocks(len(dweight_VD)):
         product = _product(dlogits_nV[:, rows].t(), hidden_Dn)
         if beta:
             dweight_VD[rows].add_(product, alpha=alpha)
         else:
             torch.mul(product, alpha, out=dweight_VD[rows])
+        del product  # before the next one is made
 
 
 def _product(x_mK: Tensor, weight_NK: Tensor) -> Tensor:
-    """x @ weight.T [m, N], in new memory."""
+    """x @ weight.T [m, N], in new memory; the weight may be laid out already."""
     return torch.ops.mkldnn._linear_pointwise(x_mK, weight_NK, None, "none", [], "")
 
 
