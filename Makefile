@@ -71,7 +71,7 @@ gpu-e2e:
 
 # README's tree, from what the files say of themselves.
 tree: venv
-	@$(PY) docs/tree.py
+	@$(PY) -m tests.readme_tree
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis kernels/visa_kernels/_C*.so kernels/visa_kernels/_cuda.so

@@ -1,4 +1,6 @@
-"""The README keeps to the facts: its tree lists every file, its commands and calls exist."""
+"""README and docs keep to the facts: every file stands in the tree, commands parse, calls run,
+links lead somewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from tests import readme_tree as tree
 from visa_core import Pipeline, cli, pipeline
 
 
 @pytest.fixture(scope="module")
 def readme() -> str:
     return (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pages(repo: Path) -> dict[Path, str]:
+    """README and the pages of docs/."""
+    paths = [repo / "README.md", *sorted((repo / "docs").glob("*.md"))]
+    return {path: path.read_text(encoding="utf-8") for path in paths}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -54,11 +64,24 @@ def test_the_tree_lists_every_file(readme: str, repo: Path) -> None:
     assert listed_files(readme) == present
 
 
-def test_every_command_parses(readme: str, tmp_path: Path) -> None:
-    found = commands(readme)
+def test_the_tree_says_what_files_say_of_themselves(readme: str, repo: Path) -> None:
+    for name, words in tree.listed(blocks(readme, "text")[-1]).items():
+        own = tree.describe(repo / name)
+        assert not own or words == own, f"{name}: run make tree"
+
+
+def test_every_command_parses(pages: dict[Path, str]) -> None:
+    found = [words for text in pages.values() for words in commands(text)]
     assert {words[1] for words in found} >= {"rewrite", "detect", "evaluate", "train", "doctor"}
     for words in found:
         cli.parse(words[1:])
+
+
+def test_links_lead_somewhere(pages: dict[Path, str]) -> None:
+    for path, text in pages.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if "://" not in target:
+                assert (path.parent / target).is_file(), f"{path.name}: {target}"
 
 
 def test_make_targets_exist(readme: str, repo: Path) -> None:
