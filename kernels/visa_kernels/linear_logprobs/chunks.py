@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BYTES = {"cpu": 48 * 2**20, "cuda": 768 * 2**20}
+BYTES = {"cpu": 64 * 2**20, "cuda": 768 * 2**20}
 """What a chunk of logits may take where memory is free."""
 
 MOST_TOKENS = {"cpu": 1024, "cuda": 1 << 30}
