@@ -17,7 +17,7 @@ VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/vllm/.
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
-.PHONY: venv quickstart test lint bench bench-deps gpu tree clean
+.PHONY: venv quickstart test lint bench bench-deps gpu gpu-e2e tree clean
 
 venv: $(STAMP)
 
