@@ -1,7 +1,8 @@
 """The README's tree, one line a file, from what each file says of itself: `make tree`.
 
 A Python file is described by the first sentence of its docstring, C++ and CUDA by their first
-comment, other files by what the README already says of them.
+comment, a page of docs/ by its heading, a benchmark's result by its name, other files by what the
+README already says of them.
 """
 
 from __future__ import annotations
@@ -41,13 +42,17 @@ def tracked(repo: Path) -> list[str]:
 
 
 def describe(path: Path) -> str:
-    """First sentence of a source file about itself; empty for other kinds of files."""
+    """What a file says of itself in a sentence; empty for kinds that do not."""
     if path.suffix == ".py":
         return sentence(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
     if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = [line[2:].strip() for line in _leading(lines)]
         return sentence("\n".join(comment))
+    if path.suffix == ".md" and path.parent.name == "docs":
+        return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    if path.suffix == ".json" and "results" in path.parts:
+        return f"what was measured there of {path.stem.replace('_', ' ')}"
     return ""
 
 
