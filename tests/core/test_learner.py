@@ -11,7 +11,7 @@ from torch import nn
 from tests.lms import KINDS, random_lm, random_rows
 from visa_core.config import SFTConfig
 from visa_core.training.checkpoint import load_checkpoint, save_checkpoint
-from visa_core.training.distributed import RankLost, World, start_world
+from visa_core.training.distributed import RankLost, World, joined_world, start_world
 from visa_core.training.learner import Learner, make_learner
 
 CPU = torch.device("cpu")
@@ -133,3 +133,17 @@ def test_settings_that_do_not_go_together_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="WORLD_SIZE is set and RANK is not: start"):
         start_world("cpu")
+
+
+def test_a_process_group_of_somebody_else_outlives_a_stage() -> None:
+    begun = not torch.distributed.is_initialized()
+    if begun:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with joined_world("cpu"):
+            pass
+        assert torch.distributed.is_initialized()
+    finally:
+        if begun:
+            torch.distributed.destroy_process_group()

@@ -163,8 +163,11 @@ def start_world(device: str) -> World:
 @contextmanager
 def joined_world(device: str) -> Iterator[World]:
     """`start_world` around a whole training stage: the loss of another rank becomes RankLost, and
-    the process group ends with the block, before the interpreter takes its threads apart.
+    a process group that the stage began ends with the block, before the interpreter takes its
+    threads apart. One that was there before, such as that of a vLLM which answers in this process,
+    stays.
     """
+    found = dist.is_initialized()
     world = start_world(device)
     try:
         with world.guard():
@@ -173,7 +176,7 @@ def joined_world(device: str) -> Iterator[World]:
     finally:
         while world.at_end:
             world.at_end.pop()()
-        if dist.is_initialized():
+        if dist.is_initialized() and not found:
             dist.destroy_process_group()
 
 
