@@ -168,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("torchao", "torch.utils._pytree"):  # what torchao lacks is of no use to anyone
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # DeepSpeed, which saving a model imports, says on stdout that it found no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda r: "Setting accelerator" not in r.getMessage())
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return status_of(command)
