@@ -142,7 +142,8 @@ py::tuple unique_text_pairs(const py::object& premises, const py::object& hypoth
     std::vector<Two> alike;
   };
   static thread_local Memory kept;
-  auto& [hashes, first, alike] = kept;
+  std::vector<std::uint64_t>& hashes = kept.hashes;
+  std::vector<Two>& alike = kept.alike;
   hashes.resize(count);
   if (!hash_pairs(left, right, hashes) || left.count() != right.count()) {
     left.refuse_others("premises");
@@ -158,14 +159,14 @@ py::tuple unique_text_pairs(const py::object& premises, const py::object& hypoth
     alike.emplace_back(static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i));
     return true;
   };
-  number_by_first(count, hash, seems_equal, number.mutable_data(), first);
+  number_by_first(count, hash, seems_equal, number.mutable_data(), kept.first);
   if (!all_equal(left, right, alike)) {
     const auto equal = [&](std::size_t i, std::size_t j) {
       return same_text(left[i], left[j]) && same_text(right[i], right[j]);
     };
-    number_by_first(count, hash, equal, number.mutable_data(), first);
+    number_by_first(count, hash, equal, number.mutable_data(), kept.first);
   }
-  return py::make_tuple(array_of(first), number);
+  return py::make_tuple(array_of(kept.first), number);
 }
 
 Rows rows_of(const py::array& ids, const Int64Array& cu) {
