@@ -21,6 +21,11 @@ from visa_core.value_space import ValueSpace
 Models = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
+def mark(number: int) -> dict[str, str]:
+    """Colour and marker of a method, by its number."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
 def draw_all(record: Mapping[str, Any], space: ValueSpace, out: Path) -> dict[str, str]:
     """All figures into `out`; file name -> what it shows."""
     models: Models = record["models"]
@@ -92,8 +97,7 @@ def joint_success_by_size(models: Models, path: Path) -> Path:
         ]
         beside = 0.0 if by_size else 0.6 * ((i + 0.5) / len(names) - 0.5)
         axis.errorbar(
-            [place + beside for place in x], y, error, label=name,
-            color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+            [place + beside for place in x], y, error, label=name, **mark(i),
             linestyle="-" if by_size else "", linewidth=1.2, capsize=2,
         )  # fmt: skip
     if by_size:
@@ -117,8 +121,7 @@ def value_errors(models: Models, space: ValueSpace, path: Path) -> Path:
                 errors = methods[name]["mad_per_dimension"]
                 axis.plot(
                     [errors[value] for value in space.names], range(space.size), linestyle="",
-                    label=name, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
-                    markersize=6, alpha=0.85,
+                    label=name, **mark(i), markersize=6, alpha=0.85,
                 )  # fmt: skip
         axis.set_yticks(range(space.size), [d.title for d in space.dimensions], fontsize=8)
         axis.invert_yaxis()
@@ -140,7 +143,7 @@ def sign_matches(models: Models, size: int, path: Path) -> Path:
                 reached = [sum(counts[k:]) / total for k in range(size + 1)]
                 axis.plot(
                     range(size + 1), reached, label=name, linewidth=1, markersize=4, alpha=0.85,
-                    color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+                    **mark(i),
                 )  # fmt: skip
         axis.set_xticks(range(size + 1))
         axis.set_ylim(0, 1.02)
