@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import pytest
 import torch
 
 from visa_core.training.checkpoint import CheckpointError, list_checkpoints
-from visa_core.training.run import Run, TrainingStopped, batch_rows, epoch_order, step_seed
+from visa_core.training.run import (
+    Run,
+    TrainingStopped,
+    batch_rows,
+    epoch_order,
+    open_run,
+    step_seed,
+)
 
 
 def make(out: Path, total: int = 6, **options: Any) -> tuple[Run, torch.nn.Linear]:
@@ -129,6 +137,48 @@ def test_other_settings_are_refused_by_name(
     with pytest.raises(CheckpointError, match="total_steps: 6 -> 7"):
         make(tmp_path, total=7, resume=True, config=config)
     make(tmp_path, resume=True, config=config | {"resume": True, "data": ("a",)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    every: int = 50
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """As a stage has them; `lr`, `tags` and `part` are newer than the run."""
+
+    out: Path
+    seed: int = 0
+    save_every: int = 2
+    resume: bool = True
+    tensorboard: bool = False
+    lr: float = 0.1
+    tags: tuple[str, ...] = ("a", "b")
+    part: Part = field(default_factory=Part)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, None),
+        ({"lr": 0.2}, "config.lr: 0.1 -> 0.2"),
+        ({"tags": ()}, r"config.tags: \['a', 'b'\] -> \[\]"),
+        ({"part": Part(best=True)}, "config.part.best: False -> True"),
+    ],
+)
+def test_a_run_older_than_a_setting_goes_on_with_its_default(
+    tmp_path: Path, settings: dict[str, Any], refused: str | None
+) -> None:
+    older = {"out": tmp_path, "seed": 0, "save_every": 2, "resume": False, "tensorboard": False}
+    interrupted(tmp_path, older)
+    state = {"model": torch.nn.Linear(2, 1)}
+    if refused is None:
+        assert open_run(Settings(out=tmp_path), 6, state, "test").first_step == 2
+        return
+    with pytest.raises(CheckpointError, match=refused):
+        open_run(Settings(out=tmp_path, **settings), 6, state, "test")
 
 
 def test_ctrl_c_finishes_the_step_saves_and_stops(

@@ -32,10 +32,8 @@ from visa_core.training.checkpoint import (
     write_file,
 )
 from visa_core.training.distributed import World
+from visa_core.training.run_settings import defaults_of, refuse_other_settings
 from visa_core.training.tracking import open_boards
-
-FREE_TO_CHANGE = ("resume", "tensorboard", "track", "track_project")
-"""Settings that a resumed run may have otherwise."""
 
 
 class Stateful(Protocol):
@@ -96,6 +94,8 @@ class Run:
 
     state: objects with state_dict/load_state_dict, all that the run's future depends on.
     config: kept in `out_dir/run.json`; resuming under another config is refused.
+    defaults: what entries of config have unless told otherwise: a run that was begun before there
+    was such an entry goes on where it has its default.
     world: the ranks that share the run. Rank 0 writes the files and shows the progress; the others
     take part where the state is gathered and where the run stops.
     """
@@ -114,6 +114,7 @@ class Run:
         track_project: str = "visa",
         label: str = "train",
         config: dict[str, Any] | None = None,
+        defaults: dict[str, Any] | None = None,
         world: World | None = None,
     ) -> None:
         self.world = world or World(torch.device("cpu"))
@@ -127,7 +128,7 @@ class Run:
         self._postfix: dict[str, str] = {}
         self.metrics_path = self.out_dir / "metrics.jsonl"
         if self.world.is_main:
-            self._prepare_folder(config or {}, resume)
+            self._prepare_folder(config or {}, defaults or {}, resume)
         self.world.wait()
         self.first_step = self._restore() if resume else 0
         self._boards = open_boards(
@@ -139,7 +140,9 @@ class Run:
             config=json.loads(json.dumps(config or {}, default=str)),
         )
 
-    def _prepare_folder(self, config: dict[str, Any], resume: bool) -> None:
+    def _prepare_folder(
+        self, config: dict[str, Any], defaults: dict[str, Any], resume: bool
+    ) -> None:
         record = json.loads(
             json.dumps({"config": config, "total_steps": self.total_steps}, default=str)
         )
@@ -150,7 +153,7 @@ class Run:
             if resume and path.exists():
                 old = json.loads(path.read_text())
                 finished = old.pop("finished", False)
-                _refuse_other_config(path, old, record)
+                refuse_other_settings(path, old, record, {"config": defaults})
                 if finished:
                     raise RunFinished(
                         f"{self.out_dir} holds the result of this run: nothing is left to resume"
@@ -289,6 +292,7 @@ def open_run(
         track_project=getattr(settings, "track_project", "visa"),
         label=label,
         config=asdict(settings),  # type: ignore[call-overload]
+        defaults=defaults_of(settings),
         world=world,
     )
 
@@ -311,24 +315,3 @@ def _keep_metrics_before(path: Path, step: int) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text("".join(line + "\n" for line in kept))
     os.replace(scratch, path)
-
-
-def _refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    before, after = _flatten(old), _flatten(new)
-    changed = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
-    changed = [k for k in changed if k.rsplit(".", 1)[-1] not in FREE_TO_CHANGE]
-    if changed:
-        listed = ", ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in changed[:5])
-        raise CheckpointError(
-            f"--resume with other settings than {path} holds ({listed}); restore them"
-        )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v
-        for key, sub in tree.items()
-        for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()
-    }
