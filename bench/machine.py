@@ -19,6 +19,7 @@ PACKAGES = (
     "numpy",
     "liger-kernel",
     "trl",
+    "vllm",
     "sentence-transformers",
     "visa-core",
 )
@@ -55,10 +56,12 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for package in (name, f"{name}-cpu"):  # what builds without GPU code may be called
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def commit() -> str:

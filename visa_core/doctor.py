@@ -125,7 +125,7 @@ def _package(name: str, advice: str) -> Report:
         return _thing(None, "not installed", advice)
     error = _import_error(MODULES.get(name, name))
     if error is None:
-        return _thing(version)
+        return _thing(_with_label(version, MODULES.get(name, name)))
     repair = f"pip install --force-reinstall '{name}=={version}', or pip uninstall {name}"
     return _thing(version, f"{version} is installed but fails to import: {error}", repair)
 
@@ -135,6 +135,12 @@ def _installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _with_label(version: str, module: str) -> str:
+    """With what its build is called, as in 2.11.0+cu130: a wheel's own record may leave it out."""
+    told = str(getattr(sys.modules.get(module), "__version__", ""))
+    return told if told.startswith(f"{version}+") else version
 
 
 def _import_error(module: str) -> str | None:

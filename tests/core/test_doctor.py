@@ -45,6 +45,15 @@ def test_report_has_the_running_versions_and_is_json() -> None:
     assert report["ready"] is True
 
 
+def test_a_version_comes_with_its_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(doctor, "_installed", lambda name: "2.11.0" if name == "torch" else None)
+    for told, shown in (("2.11.0+cu130", "2.11.0+cu130"), ("2.11.0", "2.11.0"), ("3.0", "2.11.0")):
+        monkeypatch.setattr(torch, "__version__", told)
+        assert doctor.collect()["packages"]["torch"]["version"] == shown
+
+
 def test_a_missing_package_comes_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
