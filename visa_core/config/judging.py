@@ -67,6 +67,19 @@ class RewardConfig:
             raise ValueError(f"reward batch_size must be at least 1, got {self.batch_size}")
 
 
+def check_fact_precision(precision: str, reward: RewardConfig) -> None:
+    """Raise ValueError for an unknown precision of the fact analyzer, and for bfloat16 where a
+    threshold of consistency decides: what is read again keeps labels, not consistency.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"--fact-precision is float32 or bfloat16, not {precision!r}")
+    if precision == "bfloat16" and reward.form == "gated":
+        raise ValueError(
+            "--fact-precision bfloat16 keeps float32's labels, but not its consistency to the last "
+            "digit, and --reward.form gated pays by a threshold of it: use float32"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """When a rewrite counts as a success, and when a report warns of reward hacking."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from visa_core.config.judging import RewardConfig
+from visa_core.config.judging import RewardConfig, check_fact_precision
 from visa_core.config.rewriter import RewriterTraining
 
 
@@ -32,6 +32,11 @@ class PreferenceTraining(RewriterTraining):
     """Folder of the frozen detector, for ranked pairs."""
     fact_analyzer: Path | None = None
     """Folder of the frozen fact analyzer, for ranked pairs."""
+    fact_precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the fact analyzer reads in bfloat16, and pairs whose label is in doubt once more in
+    float32. Consistency keeps bfloat16's error; where the processor or the model does not gain by
+    it, float32 is used and the log says so.
+    """
     translator: Path | None = None
     """Folder of the frozen translator; without it the records' own targets or shifts are used."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -68,6 +73,7 @@ class PreferenceTraining(RewriterTraining):
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}"
                 )
+        check_fact_precision(self.fact_precision, self.reward)
         most = self.max_prompt + 2 * self.max_completion
         if self.token_budget < most:
             raise ValueError(

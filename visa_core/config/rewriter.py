@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from visa_core.config.grpo_parts import HeldOutSettings, ResampleSettings
-from visa_core.config.judging import RewardConfig
+from visa_core.config.judging import RewardConfig, check_fact_precision
 from visa_core.config.lora import LoraSettings
 from visa_core.config.scale import ScaleSettings
 from visa_core.config.vllm import VLLMSettings
@@ -176,6 +176,11 @@ class GRPOConfig(RewriterTraining):
     """
     scorer_device: str | None = None
     """Device of detector, translator and fact analyzer; without it the policy's."""
+    fact_precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the fact analyzer reads in bfloat16, and pairs whose label is in doubt once more in
+    float32. Consistency keeps bfloat16's error; where the processor or the model does not gain by
+    it, float32 is used and the log says so.
+    """
     resample: ResampleSettings = field(default_factory=ResampleSettings)
     """When prompts whose completions all earn the same are replaced."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] = "dapo"
@@ -242,6 +247,7 @@ class GRPOConfig(RewriterTraining):
                 f"--batch-size x --accumulation = {self.completions} completions is no multiple of "
                 f"--group-size = {self.group_size}"
             )
+        check_fact_precision(self.fact_precision, self.reward)
         self._check_sampling()
 
     def _check_sampling(self) -> None:

@@ -5,9 +5,10 @@ Shapes: B pairs, R scored pieces (after splitting and without repeats), T tokens
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import (
@@ -23,12 +24,14 @@ from visa_core.models.nli_labels import label_order
 from visa_core.models.packed_pairs import PackedPairs
 from visa_core.models.sentences import hypothesis_sentences, premise_chunks, split_sentences
 from visa_core.models.token_memo import memo_of
+from visa_core.models.two_readings import TwoReadings
 from visa_core.training.checkpoint import atomic_folder
 from visa_core.types import Consistency
 from visa_kernels import dedupe_pairs
 
 Split = Literal["auto", "sentence"]
 Direction = Literal["rewrite_entails_source", "source_entails_rewrite"]
+Precision = Literal["float32", "bfloat16"]
 Pair = tuple[str, str]
 
 SETTINGS_KEY = "visa_nli"
@@ -36,6 +39,9 @@ SETTINGS_KEY = "visa_nli"
 
 _TOKENIZER_FILES = (*TOKENIZER_FILES, "spm.model")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,12 @@ class AnalyzerSettings:
     """
     max_tokens: int | None = None
     """Longest pair in tokens; None takes the model's own limit."""
+    precision: Precision = "float32"
+    """bfloat16: products of the encoder in bfloat16, and pairs whose most probable label is in
+    doubt once more in float32 (TwoReadings says what is guaranteed and what estimated). It serves
+    encoders built of BERT's layers where bfloat16 is faster; elsewhere float32 is used and the log
+    says why. Where it is run is no matter of the model: the folder does not keep it.
+    """
 
     def __post_init__(self) -> None:
         if self.split not in ("auto", "sentence"):
@@ -64,6 +76,8 @@ class AnalyzerSettings:
             )
         if self.max_tokens is not None and self.max_tokens < 8:
             raise ValueError(f"max_tokens must be at least 8 to hold a pair, not {self.max_tokens}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f'precision is "float32" or "bfloat16", not {self.precision!r}')
 
 
 class FactAnalyzer:
@@ -88,6 +102,8 @@ class FactAnalyzer:
         self._special = tokenizer.num_special_tokens_to_add(pair=True)
         self._memo = memo_of(tokenizer)
         self._packed: PackedPairs | None = None
+        self._twice: TwoReadings | None = None
+        self._told = False
 
     @classmethod
     def from_pretrained(
@@ -129,7 +145,8 @@ class FactAnalyzer:
 
     def write(self, folder: Path) -> None:
         """Write the files of the model into an existing folder."""
-        setattr(self.model.config, SETTINGS_KEY, asdict(self.settings))
+        kept = {k: v for k, v in asdict(self.settings).items() if k != "precision"}
+        setattr(self.model.config, SETTINGS_KEY, kept)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.features is not None:
@@ -161,7 +178,12 @@ class FactAnalyzer:
         unique = [pairs[told[i]] for i in distinct.first.tolist()]
         plans = self._plan(unique, split or self.settings.split)
         pieces = list(dict.fromkeys(piece for plan in plans for row in plan for piece in row))
-        scores = dict(zip(pieces, self._score(pieces, batch_size), strict=True))
+        twice = self.two_readings
+        if twice is None:
+            rows = self._score(pieces, batch_size)
+        else:
+            rows = list(self.probabilities(twice.logits(pieces, _numbered(plans, pieces))))
+        scores = dict(zip(pieces, rows, strict=True))
         combined = torch.stack([_combine(plan, scores) for plan in plans])
         probs[told] = combined[torch.from_numpy(distinct.inverse)]
         return probs
@@ -259,6 +281,30 @@ class FactAnalyzer:
             self._packed = PackedPairs(self.model, self.tokenizer, self.features)
         return self._packed
 
+    @property
+    def two_readings(self) -> TwoReadings | None:
+        """How pairs are read where bfloat16 was asked for and serves; why it does not is logged
+        once.
+        """
+        if self.settings.precision == "float32":
+            return None
+        why = self.why_not_bfloat16
+        if why is None:
+            if self._twice is None:
+                self._twice = TwoReadings(self.packed, self.order, self.limit)
+            return self._twice
+        if not self._told:
+            self._told = True
+            log.warning("pairs are read in float32, not in bfloat16: %s", why)
+        return None
+
+    @property
+    def why_not_bfloat16(self) -> str | None:
+        """Why bfloat16 does not serve here, None if it does."""
+        if self.model.training:
+            return "the model is in training mode"
+        return self.packed.why_not or self.packed.encoder.why_not_bfloat16
+
     def _score(self, pieces: list[Pair], batch_size: int) -> list[torch.Tensor]:
         """Probability triple of each piece, in the order given."""
         if not self.model.training and self.packed.why_not is None:
@@ -281,6 +327,12 @@ class FactAnalyzer:
             for i, row in zip(rows, probs, strict=True):
                 scores[i] = row
         return scores
+
+
+def _numbered(plans: list[list[list[Pair]]], pieces: list[Pair]) -> list[list[list[int]]]:
+    """The plans with each piece's number in its place."""
+    number = {piece: i for i, piece in enumerate(pieces)}
+    return [[[number[piece] for piece in row] for row in plan] for plan in plans]
 
 
 def _combine(plan: list[list[Pair]], scores: dict[Pair, torch.Tensor]) -> torch.Tensor:

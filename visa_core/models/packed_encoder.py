@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from visa_core.models.bert_layers import BertLayers
 from visa_core.models.packed_rows import PackedRows
+from visa_core.models.prepacked_linear import why_no_bfloat16
 from visa_kernels import packed_attention
 
 NAME = "visa_packed_rows"
@@ -46,7 +47,7 @@ class PackedEncoder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.first_position = _first_position(model)
-        self._layers: BertLayers | None = None
+        self._layers: dict[torch.dtype, BertLayers] = {}
         self._tried = False
         self._why_not: str | None = None
 
@@ -66,21 +67,39 @@ class PackedEncoder:
         return self._why_not
 
     @torch.inference_mode()
-    def hidden(self, rows: PackedRows, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """Last hidden states [N, D], or those of the tokens `kept` [M] alone, [M, D]."""
+    def hidden(self, rows: PackedRows, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Last hidden states [N, D].
+
+        dtype  of the products; another than float32 only where `why_not_bfloat16` is None
+        """
         if BertLayers.why_not(self.model) is None:
-            return self._bert_layers().hidden(rows, kept)
+            return self._bert_layers(dtype).hidden(rows)
+        assert dtype == torch.float32
         with _packed(self.model, rows):
             inputs = {"input_ids": rows.ids_N[None], "position_ids": rows.position_N[None]}
             if rows.types_N is not None:
                 inputs["token_type_ids"] = rows.types_N[None]
-            hidden_ND = self.model(**inputs).last_hidden_state[0]
-        return hidden_ND if kept is None else hidden_ND[kept]
+            return self.model(**inputs).last_hidden_state[0]
 
-    def _bert_layers(self) -> BertLayers:
-        if self._layers is None or self._layers.is_stale():
-            self._layers = BertLayers(self.model)
-        return self._layers
+    @torch.inference_mode()
+    def first(self, rows: PackedRows, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Last hidden states of each row's first token, [B, D]; see `hidden`."""
+        if BertLayers.why_not(self.model) is None:
+            return self._bert_layers(dtype).first(rows)
+        return self.hidden(rows, dtype)[rows.first_B]
+
+    @property
+    def why_not_bfloat16(self) -> str | None:
+        """Why products in bfloat16 are not to be had, or would not be faster; None if they are."""
+        if (why := BertLayers.why_not(self.model)) is not None:
+            return why
+        return why_no_bfloat16(next(self.model.parameters()).device.type)
+
+    def _bert_layers(self, dtype: torch.dtype) -> BertLayers:
+        layers = self._layers.get(dtype)
+        if layers is None or layers.is_stale():
+            layers = self._layers[dtype] = BertLayers(self.model, dtype)
+        return layers
 
     @torch.inference_mode()
     def _trial(self) -> str | None:

@@ -43,8 +43,13 @@ class PackedPairs:
         return self.encoder.why_not
 
     @torch.inference_mode()
-    def logits(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-        """Logits [R, C] float32 on the CPU, in the order given, of pairs that fit the model."""
+    def logits(
+        self, pairs: Sequence[tuple[str, str]], dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Logits [R, C] float32 on the CPU, in the order given, of pairs that fit the model.
+
+        dtype  of the encoder's products; the head computes in the model's own
+        """
         assert self.why_not is None and self.kind is not None and not self.model.training
         every = self.tokenizer.rows(pairs)
         device = next(self.model.parameters()).device
@@ -52,13 +57,14 @@ class PackedPairs:
         width = self.model.config.hidden_size
         for picked in token_batches([len(row) for row in every.ids], device, width):
             rows = self._packed(every, picked, device)
-            out[picked] = self.kind.logits(self.model, self._pooled(rows, self.kind)).float().cpu()
+            pooled = self._pooled(rows, self.kind, dtype)
+            out[picked] = self.kind.logits(self.model, pooled).float().cpu()
         return out
 
-    def _pooled(self, rows: PackedRows, kind: HeadKind) -> torch.Tensor:
+    def _pooled(self, rows: PackedRows, kind: HeadKind, dtype: torch.dtype) -> torch.Tensor:
         if kind.mean:
-            return row_means(self.encoder.hidden(rows), rows)
-        return self.encoder.hidden(rows, rows.first_B)
+            return row_means(self.encoder.hidden(rows, dtype), rows)
+        return self.encoder.first(rows, dtype)
 
     def _packed(self, every: PairRows, picked: list[int], device: torch.device) -> PackedRows:
         rows = PackedRows.of(

@@ -44,7 +44,9 @@ class Scorers:
         self.translator = None
         if config.translator is not None:
             self.translator = Translator.from_pretrained(config.translator).to(device)
-        facts = FactAnalyzer.from_pretrained(config.fact_analyzer, device=device)
+        facts = FactAnalyzer.from_pretrained(
+            config.fact_analyzer, device=device, precision=config.fact_precision
+        )
         self.reward = RewardModel(self.detector, facts, config.reward)
 
     def rate(

@@ -174,7 +174,9 @@ def _from_ranks(config: PreferenceTraining, rewriter: Rewriter) -> Maker:
     translator = None
     if config.translator is not None:
         translator = Translator.from_pretrained(config.translator).to(device)
-    facts = FactAnalyzer.from_pretrained(config.fact_analyzer, device=device)
+    facts = FactAnalyzer.from_pretrained(
+        config.fact_analyzer, device=device, precision=config.fact_precision
+    )
     scorer = RewardModel(detector, facts, config.reward)
 
     def make(rows: Sequence[RewriteExample], start: int) -> Outcomes:
