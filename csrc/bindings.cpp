@@ -9,6 +9,7 @@ PYBIND11_MODULE(_C, m) {
   visa::register_grpo_loss(m);
   visa::register_linear_head(m);
   visa::register_packed_attention(m);
+  visa::register_packed_gemm(m);
   visa::register_packing(m);
   visa::register_reward_scores(m);
   visa::register_token_logprobs(m);

@@ -20,6 +20,7 @@ void register_dedupe(pybind11::module_& m);
 void register_grpo_loss(pybind11::module_& m);
 void register_linear_head(pybind11::module_& m);
 void register_packed_attention(pybind11::module_& m);
+void register_packed_gemm(pybind11::module_& m);
 void register_packing(pybind11::module_& m);
 void register_reward_scores(pybind11::module_& m);
 void register_token_logprobs(pybind11::module_& m);

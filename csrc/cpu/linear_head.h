@@ -1,5 +1,5 @@
 // Row kernels of a loss head: the matrix product of a chunk of tokens goes in, statistics and, in
-// its place, its gradient come out. The products themselves are torch's.
+// its place, its gradient come out. The products themselves are torch's or those of packed_gemm.h.
 
 #pragma once
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from visa_core.training import onednn_linear
 from visa_core.training.onednn_linear import onednn_linears
-from visa_kernels.linear_logprobs import onednn
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN on any CPU that has it, the faster one or not."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN linear")
-    monkeypatch.setattr(onednn, "why_not", lambda: None)
+    monkeypatch.setattr(onednn_linear, "why_not", lambda: None)
 
 
 @pytest.mark.parametrize("bias", [True, False])

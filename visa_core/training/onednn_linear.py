@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visa_kernels.linear_logprobs import onednn
+from visa_kernels.packed_gemm import why_mkl
+
+LEAST_TOKENS = 16
+"""Fewer tokens than this do not pay for laying the weight out."""
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def onednn_linears(model: nn.Module) -> Iterator[None]:
     Nothing changes on other devices, for other types, or where torch's own products are the faster
     ones. Keep the backward pass inside too where layers are checkpointed.
     """
-    layers = [] if onednn.why_not() else [m for m in model.modules() if type(m) is nn.Linear]
+    layers = [] if why_not() else [m for m in model.modules() if type(m) is nn.Linear]
     layers = [m for m in layers if "forward" not in vars(m)]
     for layer in layers:
         layer.forward = partial(linear, layer)  # type: ignore[method-assign]
@@ -35,9 +38,19 @@ def onednn_linears(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
+@cache
+def why_not() -> str | None:
+    """None where oneDNN is the faster one on this processor, otherwise why not."""
+    if not torch.backends.mkldnn.is_available():
+        return "this build of torch has no oneDNN"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this torch lacks mkldnn::_linear_pointwise"
+    return why_mkl()
+
+
 def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """x W^T + b for x [..., I], differentiable in all three."""
-    few = x.numel() < onednn.LEAST_TOKENS * x.shape[-1]
+    few = x.numel() < LEAST_TOKENS * x.shape[-1]
     other = x.dtype != torch.float32 or layer.weight.dtype != torch.float32
     if few or other or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, layer.weight, layer.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visa_kernels.linear_logprobs import onednn
+from visa_kernels import packed_gemm
 
 BLOCK_OF_VOCABULARY = 4096
 """Rows of dweight that a CPU computes at a time in 16 bits, before they are added in float32."""
@@ -13,16 +13,16 @@ BLOCK_OF_VOCABULARY = 4096
 
 def logits(hidden_nD: Tensor, weight_VD: Tensor, out_nV: Tensor) -> None:
     """out = hidden @ weight.T, in the inputs' type with float32 sums."""
-    if onednn.is_faster(hidden_nD):
-        onednn.logits(hidden_nD, weight_VD, out_nV)
+    if packed_gemm.is_faster(hidden_nD):
+        packed_gemm.multiply(out_nV, hidden_nD, weight_VD.t())
     else:
         torch.mm(hidden_nD, weight_VD.t(), out=out_nV)
 
 
 def hidden_gradient(dlogits_nV: Tensor, weight_VD: Tensor, out_nD: Tensor) -> None:
     """out = dlogits @ weight."""
-    if onednn.is_faster(dlogits_nV):
-        onednn.hidden_gradient(dlogits_nV, weight_VD, out_nD)
+    if packed_gemm.is_faster(dlogits_nV):
+        packed_gemm.multiply(out_nD, dlogits_nV, weight_VD)
     else:
         torch.mm(dlogits_nV, weight_VD, out=out_nD)
 
@@ -36,8 +36,8 @@ def add_weight_gradient(
     CPU library offers that: there a block of rows is rounded to 16 bits once per chunk (which is
     what torch does to the whole gradient) and added in float32.
     """
-    if onednn.is_faster(dlogits_nV):
-        onednn.add_weight_gradient(dweight_VD, dlogits_nV, hidden_nD, alpha, beta)
+    if packed_gemm.is_faster(dlogits_nV):
+        packed_gemm.multiply(dweight_VD, dlogits_nV.t(), hidden_nD, alpha=alpha, beta=beta)
     elif dlogits_nV.dtype == torch.float32:
         torch.addmm(
             dweight_VD, dlogits_nV.t(), hidden_nD, beta=beta, alpha=alpha, out=dweight_VD
