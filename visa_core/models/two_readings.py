@@ -23,13 +23,17 @@ Plan = Sequence[Sequence[int]]
 
 RMS_SAFETY, LARGEST_SAFETY = 5.0, 1.5
 """Decisions closer than this many times the errors' root mean square, or than this many times the
-largest one, are in doubt. Errors were found to be spread like a normal distribution, where the
-first is the larger; the second is for heavier tails.
+largest one, are in doubt. The first is the larger where errors are spread normally, as an untrained
+classifier's are; the second is for heavier tails, as a trained one's have.
 """
-CALIBRATION = 32
-"""Pairs read both ways at the first use."""
-SAMPLE_EVERY = 128
-"""One piece in this many is read both ways in each call, whatever its decision."""
+FEWEST = 8
+"""Errors of fewer pieces give no root mean square."""
+WRITTEN, DRAWN, CALIBRATED = 64, 16, 16
+"""Fixed pairs of the embedded corpus and of random words, and how many of them, those nearest to a
+tie, are read both ways at the first use.
+"""
+NEAREST = 32
+"""One piece in this many, those nearest to a tie, is read both ways in each call."""
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +43,12 @@ class TwoReadings:
 
     What is guaranteed: a pair is read again in float32 unless its decision would stand if each
     difference of two logits were off by the tolerance. What is estimated: that no error exceeds the
-    tolerance. It comes from the differences between both readings of CALIBRATION fixed pairs,
-    of one piece in SAMPLE_EVERY of the call, and of all pieces of the call that were in doubt; as
-    long as these widen it, more pieces are read again. So it depends on the model and on the call,
-    never on earlier calls. Float32 itself moves logits by about 1e-6 with the batch that a pair is
-    read in: closer ties are decided either way, by it too.
+    tolerance. It comes from the differences between both readings of pieces near ties, where a
+    trained classifier errs most (eight times as much as where it is sure): some of the fixed pairs,
+    one piece in NEAREST of the call, and all of the call that were in doubt; as long as these widen
+    it, more pieces are read again. So it depends on the model and on the call, never on earlier
+    calls. Float32 itself moves logits by about 1e-6 with the batch that a pair is read in: closer
+    ties are decided either way, by it too.
 
     Pieces that are not read again keep bfloat16's error, up to the tolerance in their logits.
     """
@@ -63,36 +68,37 @@ class TwoReadings:
     @torch.inference_mode()
     def logits(self, pieces: Sequence[Pair], plans: Sequence[Plan]) -> torch.Tensor:
         """Logits [R, C] float32 on the CPU; `plans` say which pieces decide each pair."""
-        errors = self._calibrated()
+        fixed = self._calibrated()
         logits_RC = self.packed.logits(pieces, torch.bfloat16)
+        own = _differences(logits_RC[:0])
         unread_R = torch.ones(len(pieces), dtype=torch.bool)
-        sample = set(range(SAMPLE_EVERY // 2, len(pieces), SAMPLE_EVERY))
+        wanted = set(_nearest(logits_RC, -(-len(pieces) // NEAREST)))
         while True:
-            slack_R = torch.where(unread_R, tolerance(errors), 0.0)
-            again = sorted(sample | doubtful(logits_RC, slack_R, plans, self.columns))
+            slack_R = torch.where(unread_R, tolerance(fixed, own), 0.0)
+            again = sorted(wanted | doubtful(logits_RC, slack_R, plans, self.columns))
             if not again:
                 break
             exact = self.packed.logits([pieces[i] for i in again])
-            errors = torch.cat([errors, _differences(logits_RC[again] - exact)])
-            logits_RC[again], unread_R[again] = exact, False
-            sample = set()
+            own = torch.cat([own, _differences(logits_RC[again] - exact)])
+            logits_RC[again], unread_R[again], wanted = exact, False, set()
         self._count(len(pieces), len(pieces) - int(unread_R.sum()))
         return logits_RC
 
     def _calibrated(self) -> torch.Tensor:
-        """Errors on the fixed pairs; found again when the weights were changed."""
+        """Errors on fixed pairs; found again when the weights were changed."""
         versions = _versions(self.packed.model)
         if self._errors is None or versions != self._versions:
             pairs = calibration_pairs(self.packed.tokenizer.tokenizer, self.limit)
             rough = self.packed.logits(pairs, torch.bfloat16)
-            self._errors = _differences(rough - self.packed.logits(pairs))
-            self._versions = versions
+            near = _nearest(rough, CALIBRATED)
+            exact = self.packed.logits([pairs[i] for i in near])
+            self._errors, self._versions = _differences(rough[near] - exact), versions
         return self._errors
 
     def _count(self, pieces: int, again: int) -> None:
         self.read += pieces
         self.read_again += again
-        if 2 * again > pieces >= SAMPLE_EVERY and not self._warned:
+        if 2 * again > pieces >= NEAREST and not self._warned:
             self._warned = True
             log.warning(
                 "bfloat16 saves nothing here: the decisions of %d of %d pieces were in doubt and "
@@ -102,14 +108,17 @@ class TwoReadings:
             )
 
 
-def tolerance(errors: torch.Tensor) -> torch.Tensor:
-    """How far a difference of two logits may be off, from errors [n, label pairs]; infinite
-    where there are none.
+def tolerance(*groups: torch.Tensor) -> torch.Tensor:
+    """How far a difference of two logits may be off, from groups of errors [n, label pairs];
+    infinite where there are none.
     """
-    if not len(errors):
-        return torch.tensor(torch.inf)
-    rms = errors.square().mean(0).sqrt().max()
-    return torch.maximum(RMS_SAFETY * rms, LARGEST_SAFETY * errors.abs().max())
+    bounds = [LARGEST_SAFETY * errors.abs().max() for errors in groups if len(errors)]
+    bounds += [
+        RMS_SAFETY * errors.square().mean(0).sqrt().max()
+        for errors in groups
+        if len(errors) >= FEWEST
+    ]
+    return torch.stack(bounds).max() if bounds else torch.tensor(torch.inf)
 
 
 def doubtful(
@@ -178,23 +187,28 @@ def _stands(plan: Plan, low_R3: np.ndarray, high_R3: np.ndarray) -> bool:
 
 
 def calibration_pairs(tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Pair]:
-    """Fixed pairs of at most `limit` tokens: half of them sentences of the embedded corpus, half
-    random entries of the vocabulary, up to some 64 a text.
+    """Fixed pairs of at most `limit` tokens: texts of the embedded corpus, and random entries of
+    the vocabulary, up to some 64 a text.
     """
     from visa_core.data.embedded import nli_pairs
 
-    half = CALIBRATION // 2
-    pairs = [(pair.premise, pair.hypothesis) for pair in nli_pairs(half, 0)]
+    pairs = [(pair.premise, pair.hypothesis) for pair in nli_pairs(WRITTEN, 0)]
     special = set(tokenizer.all_special_ids)
     entries = [i for i in range(len(tokenizer)) if i not in special]
     draw = random.Random(0)
-    for index in range(half):
-        length = max(1, min(limit, 256) // 4 * (index + 1) // half)
+    for index in range(DRAWN):
+        length = max(1, min(limit, 256) // 4 * (index + 1) // DRAWN)
         a, b = (tokenizer.decode(draw.choices(entries, k=length)) for _ in range(2))
         pairs.append((a, b))
     firsts, seconds = zip(*pairs, strict=True)
     rows = tokenizer(list(firsts), list(seconds), verbose=False)["input_ids"]
     return [pair for pair, row in zip(pairs, rows, strict=True) if len(row) <= limit]
+
+
+def _nearest(logits_RC: torch.Tensor, count: int) -> list[int]:
+    """The pieces whose two largest logits are nearest to each other."""
+    top_R2 = logits_RC.topk(2).values
+    return (top_R2[:, 0] - top_R2[:, 1]).argsort()[:count].tolist()
 
 
 def _differences(errors_nC: torch.Tensor) -> torch.Tensor:
