@@ -15,6 +15,7 @@ import torch
 from tests import tiny
 from tests.trainers.test_grpo_faults import figures, settings
 from visa_core.config.grpo_parts import HeldOutSettings, ResampleSettings
+from visa_core.models import packed_encoder
 from visa_core.models.detector import Detector
 from visa_core.models.fact_analyzer import FactAnalyzer
 from visa_core.models.rewriter import Rewriter
@@ -345,3 +346,26 @@ def test_stop_tokens_must_be_tokens(small_system: Path) -> None:
     rewriter = Rewriter.from_pretrained(small_system / "rewriter")
     with pytest.raises(ValueError, match="'no such token' is no token of the model's vocabulary"):
         actors.stop_ids(rewriter, ["no such token"])
+
+
+def test_a_run_whose_facts_are_read_in_bfloat16(
+    small_system: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice to the same figures, near those of float32; each scorer was asked for it."""
+    monkeypatch.setattr(packed_encoder, "why_no_bfloat16", lambda device: None)
+    seen = []
+    predict = FactAnalyzer.predict
+
+    def watched(self: FactAnalyzer, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(self.two_readings is not None)
+        return predict(self, *rest, **more)
+
+    monkeypatch.setattr(FactAnalyzer, "predict", watched)
+    rewards = {}
+    for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32")):
+        seen.clear()
+        config = settings(small_system, tasks, tmp_path / name, steps=1, fact_precision=precision)
+        grpo.train(config)
+        assert seen and set(seen) == {precision == "bfloat16"}
+        rewards[name] = figures(config.out)[0]["reward"]
+    assert rewards["a"] == rewards["b"] == pytest.approx(rewards["c"], abs=0.01)

@@ -50,7 +50,11 @@ class TwoReadings:
     calls. Float32 itself moves logits by about 1e-6 with the batch that a pair is read in: closer
     ties are decided either way, by it too.
 
-    Pieces that are not read again keep bfloat16's error, up to the tolerance in their logits.
+    Pieces that are not read again keep bfloat16's error, so probabilities and what is made of them
+    (consistency, rewards) differ a little from float32's: the built-in analyzer's entailment by at
+    most 0.007 and by 0.0001 on average over 4,000 pairs, of which 3 % were read again. Thresholds
+    of them are not guarded, and with several premise chunks the neutral and contradiction of
+    another chunk may be taken where two entail a sentence about equally.
     """
 
     def __init__(
