@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -294,17 +295,21 @@ def test_a_processor_that_gains_nothing_reads_in_float32(
 
 
 @pytest.mark.parametrize(
-    "flags,serves",
+    "machine,avx512,amx,serves",
     [
-        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, True),
-        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True),
-        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False),
+        ("x86_64", True, False, True),
+        ("x86_64", False, True, True),
+        ("x86_64", False, False, False),
+        ("AMD64", False, False, False),
+        ("aarch64", False, False, True),
     ],
 )
 def test_which_processors_gain(
-    flags: dict[str, Any], serves: bool, monkeypatch: pytest.MonkeyPatch
+    machine: str, avx512: bool, amx: bool, serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert (why_no_bfloat16.__wrapped__("cpu") is None) == serves
     assert why_no_bfloat16.__wrapped__("mps") is not None

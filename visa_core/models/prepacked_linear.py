@@ -7,6 +7,7 @@ and sum in float32.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 
 import torch
@@ -68,7 +69,7 @@ def why_no_bfloat16(device: str) -> str | None:
         return f"bfloat16 was not tried on {device}"
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this build of torch or this CPU has no bfloat16 in oneDNN"
-    flags = torch.cpu.get_capabilities()
-    if flags["architecture"] == "x86_64" and not (flags["avx512_bf16"] or flags["amx_bf16"]):
-        return "this CPU has neither avx512_bf16 nor amx_bf16, so bfloat16 would be slower"
+    has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if platform.machine() in ("x86_64", "AMD64") and not has_products:
+        return "this CPU has neither avx512_bf16 nor amx, so bfloat16 would be slower"
     return None
