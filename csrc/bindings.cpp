@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C, m) {
   visa::register_packed_gemm(m);
   visa::register_packing(m);
   visa::register_reward_scores(m);
+  visa::register_shared_prefix_decode(m);
   visa::register_token_logprobs(m);
 }

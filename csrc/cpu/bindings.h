@@ -23,6 +23,7 @@ void register_packed_attention(pybind11::module_& m);
 void register_packed_gemm(pybind11::module_& m);
 void register_packing(pybind11::module_& m);
 void register_reward_scores(pybind11::module_& m);
+void register_shared_prefix_decode(pybind11::module_& m);
 void register_token_logprobs(pybind11::module_& m);
 
 }  // namespace visa

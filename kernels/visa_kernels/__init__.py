@@ -17,6 +17,7 @@ from visa_kernels.packing.op import bin_of_sequences, pack_to_budget
 from visa_kernels.reward_scores.op import NON_FINITE, Pieces, RewardScores, reward_scores
 from visa_kernels.shared_prefix_attention.layout import SharedPrefixLayout, shared_prefix_layout
 from visa_kernels.shared_prefix_attention.op import shared_prefix_attention
+from visa_kernels.shared_prefix_decode.op import shared_prefix_decode
 from visa_kernels.token_logprobs.op import token_logprobs
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "packed_attention",
     "reward_scores",
     "shared_prefix_attention",
+    "shared_prefix_decode",
     "shared_prefix_layout",
     "token_logprobs",
 ]

@@ -13,6 +13,7 @@
 
 #include "cpu/dtypes.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/small_gemm.h"
 #include "cpu/vec_math.h"
 
@@ -28,24 +29,6 @@ static_assert(kKeys % kNR == 0 && kRows % kMR == 0, "tiles are whole");
 
 VISA_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 VISA_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-
-// Memory of one task, in pieces; what is never written is 0.
-class Scratch {
- public:
-  explicit Scratch(std::int64_t size) : data_(new float[size]()), next_(data_) {}
-  ~Scratch() { delete[] data_; }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* take(std::int64_t size) {
-    float* piece = next_;
-    next_ += size;
-    return piece;
-  }
-
- private:
-  float* data_;
-  float* next_;
-};
 
 // The tokens of a unit, and which keys each sees, counted from the unit's first token.
 struct Unit {

@@ -12,7 +12,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from visa_core.rollout.decoding.decoder import Unsupported
-from visa_kernels import packed_attention
+from visa_kernels import packed_attention, shared_prefix_decode
+from visa_kernels.backend import KERNEL_DTYPES, why_no_extension
 
 
 class GroupCache:
@@ -70,7 +71,10 @@ class GroupCache:
         out = packed_attention(
             *packed, self.cu_seqlens, causal=True, scale=scale, max_seqlen=self.longest
         )
-        self.prompt.append((self._padded(packed[1]), self._padded(packed[2])))
+        keys = self._padded(packed[1])
+        if _has_kernel(k):  # which reads them transposed
+            keys = keys.transpose(2, 3).contiguous().transpose(2, 3)
+        self.prompt.append((keys, self._padded(packed[2])))
         size = (len(self.groups_S), k.shape[1], self.capacity, k.shape[3])
         self.own.append((k.new_empty(size), v.new_empty(size)))
         return out[None]
@@ -91,6 +95,10 @@ class GroupCache:
         own_k, own_v = (x[:slots] for x in self.own[layer])
         end = self._write(own_k, own_v, k, v)
         prompt_k, prompt_v = self.prompt[layer]
+        if self.at_1 is None and _has_kernel(q):
+            written_S = torch.full((slots,), end)
+            caches = (prompt_k, prompt_v, self.lengths_P, own_k, own_v, written_S, self.groups_S)
+            return shared_prefix_decode(q[:, :, 0], *caches, scale=scale)[:, None]
         q = (q * scale).view(slots, key_heads, heads // key_heads, size)
         scores = torch.cat(
             [self._prompt_scores(q, prompt_k), self._own_scores(q, own_k[:, :, :end])], -1
@@ -210,6 +218,11 @@ class GroupCache:
     def positions(self) -> torch.Tensor:
         """Position of the token at hand in every slot's row, [S] int64."""
         return self.starts_S + (self.written if self.at_1 is None else self.at_1)
+
+
+def _has_kernel(x: torch.Tensor) -> bool:
+    """Whether attention of slots is one call of C++; elsewhere it is a few batched products."""
+    return x.device.type == "cpu" and x.dtype in KERNEL_DTYPES and why_no_extension() is None
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

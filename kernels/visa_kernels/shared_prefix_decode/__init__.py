@@ -1,0 +1,1 @@
+"""One decoding step of rows that share their prompts."""
