@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -103,16 +103,16 @@ def test_nan_and_infinity_stay_in_their_rows_and_columns(isa: str) -> None:
 
 
 def test_threads_change_no_bit(isa: str) -> None:
-    a, b = torch.randn(150, 700), torch.randn(700, 333)
+    a, b = torch.randn(300, 700), torch.randn(700, 533)
     before, outs = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            outs.append(torch.empty(150, 333))
+            outs.append(torch.empty(300, 533))
             packed_gemm.multiply(outs[-1], a, b)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+    assert all(torch.equal(outs[0], out) for out in outs)
 
 
 def test_what_does_not_fit_is_refused() -> None:

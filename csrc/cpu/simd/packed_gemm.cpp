@@ -28,24 +28,65 @@ constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 constexpr int kTileColumns = kTileVectors * kLanes;
 
-// Most of a block: A's takes 1 MiB, B's 2 MiB.
-constexpr int64_t kRows = 512, kColumns = 1024, kDepth = 512;
-
 VISA_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Size of equal blocks of at most about `most`, a multiple of `step`.
-VISA_INLINE int64_t block_size(int64_t total, int64_t most, int64_t step) {
-  const int64_t blocks = total > most ? (total + most - 1) / most : 1;
-  return round_up((total + blocks - 1) / blocks, step);
+VISA_INLINE int64_t parts_of(int64_t total, int64_t part) { return (total + part - 1) / part; }
+
+// Size of equal parts, a multiple of `step`.
+VISA_INLINE int64_t part_size(int64_t total, int64_t parts, int64_t step) {
+  return round_up(parts_of(total, parts), step);
 }
+
+// Most of a block. On few threads that of A takes 1 MiB and that of B 2 MiB, which is for the cache
+// that cores share; on more, half a MiB each, which is for a core's own.
+struct Most {
+  int64_t rows, columns, depth;
+};
+
+VISA_INLINE Most most_of_block(int threads) {
+  return threads > 4 ? Most{256, 256, 512} : Most{512, 1024, 512};
+}
+
+// Multiplications that pay for one more thread: some microseconds of them.
+constexpr int64_t kLeastWork = 1 << 18;
+
+VISA_INLINE int64_t useful_threads(const PackedGemm& job) {
+  const int64_t useful = 1 + job.rows * job.columns * job.depth / kLeastWork;
+  return smaller(job.threads > 1 ? job.threads : 1, useful);
+}
+
+// Pieces of C that threads take as they get free, each with scratch of its own: nobody waits for
+// another before the end. A piece copies all that it reads of A and B, so there are several a thread
+// only where they are larger than a block, and they are about square.
+struct Pieces {
+  int64_t rows, columns;  // of a piece
+  int64_t across, count;
+
+  explicit Pieces(const PackedGemm& job) {
+    const Most most = most_of_block(job.threads);
+    const int64_t threads = useful_threads(job);
+    const int64_t blocks = parts_of(job.rows, most.rows) * parts_of(job.columns, most.columns);
+    const int64_t wanted = threads > 1 && blocks >= 4 * threads ? 4 * threads : threads;
+    int64_t down = 1, right = 1;
+    while (down * right < wanted) ++(job.rows * right > job.columns * down ? down : right);
+    rows = part_size(job.rows, down, kTileRows);
+    columns = part_size(job.columns, right, kTileColumns);
+    across = parts_of(job.columns, columns);
+    count = across * parts_of(job.rows, rows);
+  }
+};
 
 struct Blocks {
   int64_t rows, columns, depth;
 
-  explicit Blocks(const PackedGemm& job)
-      : rows(block_size(job.rows, kRows, kTileRows)),
-        columns(block_size(job.columns, kColumns, kTileColumns)),
-        depth(block_size(job.depth, kDepth, 4)) {}
+  Blocks(const PackedGemm& job, const Pieces& pieces) {
+    const Most most = most_of_block(job.threads);
+    rows = part_size(pieces.rows, parts_of(pieces.rows, most.rows), kTileRows);
+    columns = part_size(pieces.columns, parts_of(pieces.columns, most.columns), kTileColumns);
+    depth = job.depth > 0 ? part_size(job.depth, parts_of(job.depth, most.depth), 4) : 0;
+  }
+
+  int64_t floats() const { return (rows + columns) * depth; }
 };
 
 VISA_INLINE void fetch(const float* at) {
@@ -94,9 +135,10 @@ VISA_INLINE void pack_slice(const Source& from, int64_t width, int64_t first, in
   }
 }
 
-// The panels [begin, end), each [depth, kWidth]; memory is read along its rows in either case.
+// All panels, each [depth, kWidth]; memory is read along its rows in either case.
 template <int kWidth>
-void pack_panels(const Source& from, int64_t begin, int64_t end, float* out) {
+void pack(const Source& from, float* out) {
+  const int64_t panels = parts_of(from.count, kWidth);
   const auto slice = [&](int64_t p, int64_t k, int64_t step) {
     Source panel = from;
     panel.data += p * kWidth * from.across;
@@ -106,21 +148,13 @@ void pack_panels(const Source& from, int64_t begin, int64_t end, float* out) {
   };
   if (from.across == 1) {
     for (int64_t k = 0; k < from.depth; k += 8) {
-      for (int64_t p = begin; p < end; ++p) slice(p, k, 8);
+      for (int64_t p = 0; p < panels; ++p) slice(p, k, 8);
     }
   } else {
-    for (int64_t p = begin; p < end; ++p) {
+    for (int64_t p = 0; p < panels; ++p) {
       for (int64_t k = 0; k < from.depth; k += 16) slice(p, k, 16);
     }
   }
-}
-
-template <int kWidth>
-void pack(const Source& from, int threads, float* out) {
-  const int64_t panels = (from.count + kWidth - 1) / kWidth;
-  parallel_parts(panels, threads, 4, [&](int64_t begin, int64_t end) {
-    pack_panels<kWidth>(from, begin, end, out);
-  });
 }
 
 // Where a tile's sums go.
@@ -182,51 +216,84 @@ void tile(int64_t depth, const float* VISA_RESTRICT a, const float* VISA_RESTRIC
   }
 }
 
-// A block of C, [rows, columns], takes the product of packed blocks; rows of tiles over threads.
+// A block of C, [rows, columns], takes the product of packed blocks.
 void multiply_block(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b,
-                    const Target& to, int threads) {
-  const int64_t down = (rows + kTileRows - 1) / kTileRows;
-  const int64_t right = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t pieces = threads > 1 ? smaller(right, (8 * threads + down - 1) / down) : 1;
-  parallel_rows(down * pieces, threads, 1, [&](int64_t item) {
-    const int64_t m = item / pieces * kTileRows, piece = item % pieces;
-    for (int64_t p = right * piece / pieces; p < right * (piece + 1) / pieces; ++p) {
-      const int64_t n = p * kTileColumns;
+                    const Target& to) {
+  for (int64_t m = 0; m < rows; m += kTileRows) {
+    for (int64_t n = 0; n < columns; n += kTileColumns) {
       const Target part{to.c + m * to.c_row + n, to.c_row, to.alpha, to.beta};
       tile(depth, a + m * depth, b + n * depth, part, smaller(kTileRows, rows - m),
            smaller(kTileColumns, columns - n));
     }
-  });
+  }
+}
+
+// A whole product on one thread.
+void multiply_piece(const PackedGemm& job, const Blocks& block, float* scratch) {
+  float* const a_panels = scratch;
+  float* const b_panels = scratch + block.rows * block.depth;
+  for (int64_t n = 0; n < job.columns; n += block.columns) {
+    const int64_t columns = smaller(block.columns, job.columns - n);
+    for (int64_t k = 0; k == 0 || k < job.depth; k += block.depth) {  // once without any depth
+      const int64_t depth = smaller(block.depth, job.depth - k);
+      const float* b = job.b + k * job.b_row + n * job.b_column;
+      pack<kTileColumns>({b, columns, depth, job.b_column, job.b_row}, b_panels);
+      for (int64_t m = 0; m < job.rows; m += block.rows) {
+        const int64_t rows = smaller(block.rows, job.rows - m);
+        const float* a = job.a + m * job.a_row + k * job.a_column;
+        pack<kTileRows>({a, rows, depth, job.a_row, job.a_column}, a_panels);
+        const Target to{job.c + m * job.c_row + n, job.c_row, job.alpha, k ? 1.0f : job.beta};
+        multiply_block(rows, columns, depth, a_panels, b_panels, to);
+      }
+      if (job.depth <= 0) break;
+    }
+  }
+}
+
+PackedGemm piece_of(const PackedGemm& job, const Pieces& pieces, int64_t piece) {
+  const int64_t m = piece / pieces.across * pieces.rows;
+  const int64_t n = piece % pieces.across * pieces.columns;
+  PackedGemm part = job;
+  part.rows = smaller(pieces.rows, job.rows - m);
+  part.columns = smaller(pieces.columns, job.columns - n);
+  part.a += m * job.a_row;
+  part.b += n * job.b_column;
+  part.c += m * job.c_row + n;
+  return part;
+}
+
+int64_t next_of(int64_t& counter) {
+  int64_t taken;
+#ifdef _OPENMP
+#pragma omp atomic capture
+#endif
+  taken = counter++;
+  return taken;
+}
+
+VISA_INLINE int64_t workers_of(const PackedGemm& job, const Pieces& pieces) {
+  return smaller(useful_threads(job), pieces.count);
 }
 
 }  // namespace
 
 int64_t packed_gemm_floats(const PackedGemm& job) {
-  const Blocks block(job);
-  return (block.rows + block.columns) * block.depth;
+  if (job.rows <= 0 || job.columns <= 0) return 0;
+  const Pieces pieces(job);
+  return workers_of(job, pieces) * Blocks(job, pieces).floats();
 }
 
 void packed_gemm(const PackedGemm& job, float* scratch) {
   if (job.rows <= 0 || job.columns <= 0) return;
-  const Blocks block(job);
-  float* const a_panels = scratch;
-  float* const b_panels = scratch + block.rows * block.depth;
-  for (int64_t n = 0; n < job.columns; n += block.columns) {
-    const int64_t columns = smaller(block.columns, job.columns - n);
-    for (int64_t k = 0; k == 0 || k < job.depth; k += block.depth) {
-      const int64_t depth = smaller(block.depth, job.depth - k);
-      const float* b = job.b + k * job.b_row + n * job.b_column;
-      pack<kTileColumns>({b, columns, depth, job.b_column, job.b_row}, job.threads, b_panels);
-      for (int64_t m = 0; m < job.rows; m += block.rows) {
-        const int64_t rows = smaller(block.rows, job.rows - m);
-        const float* a = job.a + m * job.a_row + k * job.a_column;
-        pack<kTileRows>({a, rows, depth, job.a_row, job.a_column}, job.threads, a_panels);
-        const Target to{job.c + m * job.c_row + n, job.c_row, job.alpha, k ? 1.0f : job.beta};
-        multiply_block(rows, columns, depth, a_panels, b_panels, to, job.threads);
-      }
-      if (block.depth == 0) break;  // C = beta C
+  const Pieces pieces(job);
+  const Blocks block(job, pieces);
+  int64_t counter = 0;
+  parallel_parts(workers_of(job, pieces), job.threads, 1, [&](int64_t worker, int64_t) {
+    float* const own = scratch + worker * block.floats();
+    for (int64_t i = next_of(counter); i < pieces.count; i = next_of(counter)) {
+      multiply_piece(piece_of(job, pieces, i), block, own);
     }
-  }
+  });
 }
 
 }  // namespace VISA_ISA_NAMESPACE
