@@ -8,6 +8,8 @@ from torch import nn
 
 from visa_core.training import onednn_linear
 from visa_core.training.onednn_linear import onednn_linears
+from visa_kernels import packed_gemm
+from visa_kernels.backend import why_no_extension
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +20,17 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_linear, "why_not", lambda: None)
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("outputs", [17, 29])
 @pytest.mark.parametrize("shape", [(1, 33), (2, 19), (40,)])
 def test_values_and_gradients_against_float64(
-    shape: tuple[int, ...], outputs: int, bias: bool
+    shape: tuple[int, ...], outputs: int, bias: bool, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """own: gradients of weights by the C++ extension's product, wherever it is built."""
+    if own and why_no_extension() is not None:
+        pytest.skip("the extension was not built")
+    monkeypatch.setattr(packed_gemm, "why_not", lambda: None if own else "oneDNN's turn")
     torch.manual_seed(0)
     layer = nn.Linear(24, outputs, bias=bias)
     x = torch.randn(*shape, 24, requires_grad=True)

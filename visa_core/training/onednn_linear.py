@@ -1,6 +1,7 @@
 """Linear layers in training through oneDNN, on the CPUs where its float32 products are faster.
 
-torch multiplies float32 matrices with MKL, which on AMD processors leaves the AVX-512 units unused.
+torch multiplies float32 matrices with MKL, which on AMD processors with AVX-512 is the slower one.
+Gradients of weights, for which oneDNN would copy a factor, are the C++ extension's products.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visa_kernels.packed_gemm import why_mkl
+from visa_kernels import packed_gemm
 
 LEAST_TOKENS = 16
 """Fewer tokens than this do not pay for laying the weight out."""
@@ -45,7 +46,7 @@ def why_not() -> str | None:
         return "this build of torch has no oneDNN"
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return "this torch lacks mkldnn::_linear_pointwise"
-    return why_mkl()
+    return packed_gemm.why_mkl()
 
 
 def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -79,9 +80,14 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_gradient(dy_NO: torch.Tensor, x_NI: torch.Tensor) -> torch.Tensor:
-    """dy^T x. oneDNN copies its first factor where that lies transposed: the smaller one then. Its
-    second factor must not be a part of a wider matrix, which oneDNN reads at a crawl.
+    """dy^T x. The package's own product reads factors as they lie. oneDNN copies its first one
+    where that lies transposed: the smaller one then; and its second must not be a part of a wider
+    matrix, which oneDNN reads at a crawl.
     """
+    if packed_gemm.is_faster(dy_NO):
+        dweight_OI = x_NI.new_empty(dy_NO.shape[1], x_NI.shape[1])
+        packed_gemm.multiply(dweight_OI, dy_NO.t(), x_NI)
+        return dweight_OI
     if x_NI.shape[1] < dy_NO.shape[1]:
         return _product(x_NI.t(), dy_NO.contiguous().t()).t().contiguous()
     return _product(dy_NO.t(), x_NI.contiguous().t())
