@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -52,10 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def attach() -> None:
-    """Where vLLM is not installed, look behind all other packages for the tests' build of it."""
+    """Where vLLM is not installed, look behind all other packages for the tests' build of it; so do
+    processes that are started from here, as vLLM's inspection of models is.
+    """
     folder = Path(sys.prefix) / "vllm"
     if importlib.util.find_spec("vllm") is None and folder.is_dir():
         sys.path.append(str(folder))
+        path = [os.environ.get("PYTHONPATH", ""), str(folder)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

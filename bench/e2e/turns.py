@@ -7,7 +7,6 @@ ratio comes from neighbouring steps.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -53,7 +52,6 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.e2e.worker", json.dumps(asked)],
             cwd=ROOT,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
