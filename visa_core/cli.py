@@ -159,8 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # tyro turns them into its own message, but not those of flat parts
         print(f"visa: {error}", file=sys.stderr)
         return USAGE_ERROR
-    # Threads that wait sleep: spinning ones made small models many times slower on busy cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for longer than some microseconds sleep: spinning ones made small models many
+    # times slower on busy cores, and such as always sleep made them slower on idle ones.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's; it takes precedence there
     # Model folders are local: no hub is asked, except to push a data set; its bars are not ours.
     pushes = isinstance(command, Data) and isinstance(command.what, data_options.PushOptions)
     os.environ.setdefault("HF_HUB_OFFLINE", "0" if pushes else "1")
