@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # tyro turns them into its own message, but not those of flat parts
         print(f"visa: {error}", file=sys.stderr)
         return USAGE_ERROR
-    # Threads that wait for longer than some microseconds sleep: spinning ones made small models many
-    # times slower on busy cores, and such as always sleep made them slower on idle ones.
+    # Threads that wait for longer than some microseconds sleep: spinning ones made small models
+    # many times slower on busy cores, and such as always sleep made them slower on idle ones.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's; it takes precedence there
