@@ -49,7 +49,8 @@ def describe(device: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        # A wheel's record may lack what torch itself tells: that it was built for CUDA 13.0, say.
+        "versions": {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "cuda": torch.version.cuda,
         "commit": commit(),
     }
