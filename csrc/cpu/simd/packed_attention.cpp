@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "cpu/attention_rows.h"
 #include "cpu/dtypes.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -143,22 +144,6 @@ struct Seen {
     for (std::int64_t j = hi; j < width; ++j) x[j] = 0.0f;
   }
 };
-
-VISA_INLINE float largest(const float* x, std::int64_t from, std::int64_t to, float start) {
-#pragma omp simd reduction(max : start)
-  for (std::int64_t j = from; j < to; ++j) start = x[j] > start ? x[j] : start;
-  return start;
-}
-
-VISA_INLINE float exponentials(float* x, std::int64_t from, std::int64_t to, float shift) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = from; j < to; ++j) {
-    x[j] = vexp_softmax(x[j] - shift);
-    sum += x[j];
-  }
-  return sum;
-}
 
 // One block of the running softmax of a row; scores become weights, and the row's output shrinks.
 void softmax_row(const Seen& seen, std::int64_t width, float* scores, float* top, float* sum,

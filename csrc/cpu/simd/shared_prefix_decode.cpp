@@ -6,6 +6,7 @@
 
 #include "cpu/shared_prefix_decode.h"
 
+#include "cpu/attention_rows.h"
 #include "cpu/dtypes.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -85,22 +86,6 @@ VISA_INLINE void weighted_sum(const float* VISA_RESTRICT weights, const T* v, st
   }
 }
 
-VISA_INLINE float largest(const float* x, std::int64_t count, float start) {
-#pragma omp simd reduction(max : start)
-  for (std::int64_t j = 0; j < count; ++j) start = x[j] > start ? x[j] : start;
-  return start;
-}
-
-VISA_INLINE float exponentials(float* x, std::int64_t count, float shift) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t j = 0; j < count; ++j) {
-    x[j] = vexp_softmax(x[j] - shift);
-    sum += x[j];
-  }
-  return sum;
-}
-
 // A query's softmax over the prompt's scores, which become weights, and over its own tokens, whose
 // weighted values are left in `out` [d]. The sum of all weights.
 template <class T>
@@ -115,8 +100,8 @@ float own_tokens(const SharedPrefixDecode& job, std::int64_t slot, std::int64_t 
   } else {
     products(q, k, job.own_k.token, count, d, own);
   }
-  const float top = largest(own, count, largest(scores, prompt.tokens, -3.0e38f));
-  const float sum = exponentials(scores, prompt.tokens, top) + exponentials(own, count, top);
+  const float top = largest(own, 0, count, largest(scores, 0, prompt.tokens, -3.0e38f));
+  const float sum = exponentials(scores, 0, prompt.tokens, top) + exponentials(own, 0, count, top);
   const T* v = row_of<T>(job.own_v, slot, kv_head);
   if (d == 64) {
     weighted_sum(own, v, job.own_v.token, count, 64, out);

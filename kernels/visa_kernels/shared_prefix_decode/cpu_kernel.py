@@ -1,4 +1,4 @@
-"""A decoding step on the C++ extension: addresses, sizes and strides; no autograd."""
+"""A decoding step on the C++ extension, as a torch operator without a gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from visa_kernels.dtypes import CODES
 
 
+@torch.library.custom_op("visa_kernels::shared_prefix_decode", mutates_args=())
 def shared_prefix_decode(
     q: Tensor,
     prompt_k: Tensor,
@@ -47,6 +48,11 @@ def shared_prefix_decode(
         out.data_ptr(),
     )
     return out
+
+
+@shared_prefix_decode.register_fake
+def _(q: Tensor, *rest: Tensor | float) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 def _cached(x: Tensor) -> tuple[int, int, int, int, int]:

@@ -99,30 +99,8 @@ def _check(q: Tensor, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: 
         )
 
 
-@torch.library.custom_op("visa_kernels::shared_prefix_decode", mutates_args=())
-def _on_cpu(
-    q: Tensor,
-    prompt_k: Tensor,
-    prompt_v: Tensor,
-    prompt_lengths: Tensor,
-    own_k: Tensor,
-    own_v: Tensor,
-    own_lengths: Tensor,
-    group_of: Tensor,
-    scale: float,
-) -> Tensor:
-    return cpu_kernel.shared_prefix_decode(
-        q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, group_of, scale
-    )
-
-
-@_on_cpu.register_fake
-def _(q: Tensor, *rest: Tensor | float) -> Tensor:
-    return q.new_empty(q.shape)
-
-
 backends.register(
     "shared_prefix_decode",
-    backends.cpu_backend(_on_cpu),
+    backends.cpu_backend(cpu_kernel.shared_prefix_decode),
     backends.Backend(name="reference", function=reference.shared_prefix_decode),
 )
